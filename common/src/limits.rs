@@ -1,0 +1,105 @@
+//! Every bound on what comes from outside, in one place. Sizes are in bytes unless the name says otherwise.
+
+use std::time::Duration;
+
+// A build's spec.
+pub const PLATFORMS_PER_BUILD: usize = 16;
+pub const TAGS_PER_BUILD: usize = 32;
+pub const BUILD_ARGS: usize = 256;
+pub const LABELS: usize = 256;
+pub const ANNOTATIONS: usize = 256;
+pub const NAMED_CONTEXTS: usize = 32;
+pub const SECRETS: usize = 64;
+pub const SSH_IDS: usize = 16;
+pub const CACHE_ENTRIES: usize = 16;
+pub const ADD_HOSTS: usize = 64;
+pub const ULIMITS: usize = 32;
+pub const REQUIRED_LABELS: usize = 32;
+pub const REGISTRY_CREDENTIALS: usize = 32;
+/// A key of a build arg, label, annotation, secret, placement label.
+pub const KEY_BYTES: usize = 256;
+/// A value of the same.
+pub const VALUE_BYTES: usize = 32 * 1024;
+/// All keys and values of one spec together: a record has to fit into one etcd request (1.5 MB).
+pub const SPEC_BYTES: usize = 768 * 1024;
+/// One build secret (BuildKit's own limit, `session/secrets`: 500 KiB).
+pub const SECRET_BYTES: usize = 500 * 1024;
+/// All secrets and registry credentials of one build.
+pub const SECRETS_TOTAL_BYTES: usize = 1024 * 1024;
+pub const DOCKERFILE_BYTES: usize = 512 * 1024;
+/// Lowest and highest `--priority`.
+pub const PRIORITY_RANGE: std::ops::RangeInclusive<i32> = -10..=10;
+pub const BUILD_TIMEOUT_DEFAULT: Duration = Duration::from_secs(4 * 3600);
+pub const BUILD_TIMEOUT_MAX: Duration = Duration::from_secs(48 * 3600);
+
+// Image references (distribution-spec, "Pulling manifests": name and tag grammar).
+pub const REPOSITORY_NAME_BYTES: usize = 255;
+pub const TAG_BYTES: usize = 128;
+
+// Contexts.
+/// Largest chunk of a file, of a manifest, and the largest root.
+pub const CHUNK_BYTES: usize = 4 * 1024 * 1024;
+pub const CONTEXT_FILES: usize = 2_000_000;
+pub const CONTEXT_BYTES: u64 = 64 * 1024 * 1024 * 1024;
+pub const CONTEXT_MANIFEST_BYTES: u64 = 1024 * 1024 * 1024;
+/// Longest path in a context and longest symlink target (Linux `PATH_MAX`).
+pub const PATH_BYTES: usize = 4096;
+/// Ids in one `FindMissing` or `FetchContext` call.
+pub const CHUNK_IDS_PER_CALL: usize = 32 * 1024;
+/// Rules in one `.dockerignore`, and bytes of one.
+pub const IGNORE_RULES: usize = 10_000;
+pub const IGNORE_BYTES: usize = 1024 * 1024;
+
+// The wire.
+/// Largest gRPC message either side accepts: one chunk and its frame.
+pub const MESSAGE_BYTES: usize = CHUNK_BYTES + 256 * 1024;
+pub const PAGE_SIZE_DEFAULT: usize = 50;
+pub const PAGE_SIZE_MAX: usize = 500;
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CONNECTIONS: usize = 16 * 1024;
+pub const STREAMS_PER_CONNECTION: u32 = 256;
+
+// Workers.
+pub const WORKERS: usize = 20_000;
+pub const WORKER_SLOTS: u32 = 256;
+pub const WORKER_LABELS: usize = 64;
+pub const WORKER_PLATFORMS: usize = 64;
+pub const WORKER_NAME_BYTES: usize = 128;
+/// Effects waiting for one worker's stream; a worker that does not drain them is disconnected.
+pub const SESSION_QUEUE: usize = 256;
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// A worker unheard of for this long is lost.
+pub const HEARTBEAT_LEASE: Duration = Duration::from_secs(20);
+/// A lost worker's attempts wait this long for it to return before they are tried elsewhere.
+pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
+/// Tries of one task after infrastructure failures.
+pub const ATTEMPTS_PER_TASK: u32 = 3;
+
+// The farm.
+/// Builds that are not final yet; one more is refused with RESOURCE_EXHAUSTED.
+pub const OPEN_BUILDS: usize = 10_000;
+/// Events waiting for the driver.
+pub const DRIVER_QUEUE: usize = 4096;
+/// Events that one driver turn takes: one transaction, one fsync.
+pub const DRIVER_BATCH: usize = 256;
+/// Watchers of one build; updates a watcher may lag behind before it is dropped.
+pub const WATCHERS_PER_BUILD: usize = 1024;
+pub const WATCH_QUEUE: usize = 256;
+
+// Logs.
+/// One line of build output; longer ones are cut and say so.
+pub const LOG_LINE_BYTES: usize = 64 * 1024;
+/// All log bytes of one attempt; what comes after is counted, not kept.
+pub const LOG_BYTES_PER_ATTEMPT: u64 = 256 * 1024 * 1024;
+/// Entries in one message of a log stream.
+pub const LOG_BATCH_ENTRIES: usize = 512;
+pub const LOG_BATCH_BYTES: usize = 512 * 1024;
+
+// Registries.
+/// Largest manifest or index (distribution-spec, "Pushing manifests": at least 4 MiB is to be supported).
+pub const MANIFEST_BYTES: usize = 4 * 1024 * 1024;
+/// Largest image configuration.
+pub const IMAGE_CONFIG_BYTES: usize = 8 * 1024 * 1024;
+/// How long a publish may retry a registry before it is an infrastructure failure.
+pub const PUBLISH_BUDGET: Duration = Duration::from_secs(120);
+pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,0 +1,1 @@
+//! What the programs share at run time: configuration, TLS, telemetry, backoff, shutdown.
