@@ -1,0 +1,110 @@
+//! What the scheduler wants done.
+
+use kiln_common::{
+    AttemptId, BuildId, BuildSpec, Grade, Platform, TaskId, WorkerId,
+    spec::{ImageDescriptor, Violation},
+};
+
+use crate::record::{BuildRecord, Published, TaskRecord, WorkerRecord};
+
+/// A record to commit, or an act once the turn is committed. Order matters: effects are carried out as they come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    PutBuild(Box<BuildRecord>),
+    PutTask(Box<TaskRecord>),
+    PutWorker(Box<WorkerRecord>),
+    DeleteWorker(WorkerId),
+
+    /// Answer a submit: the build exists now.
+    Accepted {
+        build: BuildId,
+    },
+    /// Answer a submit: nothing was made.
+    Refused {
+        build: BuildId,
+        refusal: Refusal,
+    },
+
+    /// Send the assignment over the worker's session.
+    Dispatch(Box<Dispatch>),
+    /// Tell the worker to stop the attempt. Also sent for attempts that a worker announces and that are not its own any more.
+    CancelAttempt {
+        worker: WorkerId,
+        attempt: AttemptId,
+        reason: String,
+    },
+    /// Tell the worker that its final report is durable.
+    AcknowledgeReport {
+        worker: WorkerId,
+        attempt: AttemptId,
+    },
+    /// Answer a worker's registration: of the attempts that it announced, these go on.
+    Adopted {
+        worker: WorkerId,
+        attempts: Vec<AttemptId>,
+    },
+
+    /// Merge the legs and move the tags.
+    Publish(Box<PublishJob>),
+    /// Stop publishing; nothing may move any more.
+    AbandonPublish {
+        build: BuildId,
+    },
+    /// The build is final: its secrets and credentials are to be forgotten.
+    Finished {
+        build: BuildId,
+    },
+}
+
+/// Why a submit was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("no worker of this farm runs {platform}; it has {}", list(.available))]
+    NoWorkerForPlatform { platform: Platform, available: Vec<Platform> },
+    #[error("no worker for {platform} can do what {asked_by} needs: {detail}")]
+    NoWorkerWithFeature { platform: Platform, asked_by: String, detail: String },
+    #[error("no worker for {platform} carries the required labels {labels}; remove --require or label a worker")]
+    NoWorkerWithLabels { platform: Platform, labels: String },
+    #[error("the farm holds {open} open builds, the most it may; try again later")]
+    Overloaded { open: usize },
+    #[error("the spec is not sound")]
+    Invalid { violations: Vec<Violation> },
+}
+
+fn list(platforms: &[Platform]) -> String {
+    if platforms.is_empty() {
+        return "no workers yet".to_owned();
+    }
+    platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// One attempt to send to a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dispatch {
+    pub worker: WorkerId,
+    pub attempt: AttemptId,
+    pub task: TaskId,
+    pub build: BuildId,
+    pub platform: Platform,
+    pub grade: Grade,
+    pub reason: String,
+    pub spec: BuildSpec,
+}
+
+/// What the publisher needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishJob {
+    pub build: BuildId,
+    pub spec: BuildSpec,
+    /// Finished legs in the order of the spec.
+    pub legs: Vec<Leg>,
+    /// What an earlier publish of this build left, for a retry or a backfill.
+    pub earlier: Option<Published>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leg {
+    pub platform: Platform,
+    pub image: ImageDescriptor,
+    pub grade: Grade,
+}

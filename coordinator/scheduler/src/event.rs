@@ -1,0 +1,81 @@
+//! What can happen to the farm.
+
+use kiln_common::{AttemptId, BuildId, BuildSpec, WorkerId, spec::ImageDescriptor};
+
+use crate::record::{BuildRecord, Published, TaskRecord, WorkerFacts, WorkerRecord};
+
+/// Everything the scheduler hears of.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// After a start, before all else: what the store held. Live attempts wait for their workers to announce them.
+    Restore { builds: Vec<(BuildRecord, Vec<TaskRecord>)>, workers: Vec<WorkerRecord> },
+    /// A checked request. Answered by [`crate::Effect::Accepted`] or [`crate::Effect::Refused`].
+    Submit { build: BuildId, request_id: Option<String>, spec: Box<BuildSpec> },
+    /// End a build. Final builds stay as they are.
+    Cancel { build: BuildId, reason: String },
+    /// Run what failed of a failed build again, keeping every digest.
+    Retry { build: BuildId },
+    /// Run the optional legs that an incomplete build lacks.
+    Backfill { build: BuildId },
+
+    /// A worker traded a join token for a certificate.
+    WorkerEnrolled { worker: WorkerRecord },
+    /// A worker opened its session (again), or said anew what it is.
+    WorkerConnected { worker: WorkerId, facts: Box<WorkerFacts>, attempts: Vec<AttemptId> },
+    /// A sign of life with what it measured.
+    WorkerHeartbeat { worker: WorkerId, stats: WorkerStats },
+    /// Its session ended, or its lease ran out.
+    WorkerDisconnected { worker: WorkerId },
+    /// It is about to stop: nothing new for it.
+    WorkerLeaving { worker: WorkerId, reason: String },
+    /// An operator changed its labels, its slots or its cordon.
+    WorkerUpdated { worker: WorkerId, update: WorkerUpdate },
+    /// An operator removed it.
+    WorkerRemoved { worker: WorkerId },
+
+    /// A worker's word on an attempt; ignored unless the attempt is the task's current one on that very worker.
+    AttemptReported { worker: WorkerId, attempt: AttemptId, outcome: AttemptOutcome },
+
+    /// The index is pushed and every tag names it.
+    PublishSucceeded { build: BuildId, published: Published },
+    /// The publish failed within its budget; some tags may have moved.
+    PublishFailed { build: BuildId, published: Option<Published>, message: String },
+}
+
+/// How an attempt stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    Started,
+    Succeeded {
+        image: ImageDescriptor,
+    },
+    /// The user's own failure: final at once.
+    BuildFailed {
+        message: String,
+    },
+    /// The farm's failure: tried again elsewhere.
+    InfrastructureFailed {
+        message: String,
+    },
+    Cancelled,
+}
+
+/// What a worker measures; sizes in bytes, `None` where it cannot tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct WorkerStats {
+    pub load1: f64,
+    pub memory_available: Option<u64>,
+    pub disk_available: Option<u64>,
+    pub temperature_celsius: Option<f64>,
+    pub throttled: bool,
+}
+
+/// An operator's change of a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WorkerUpdate {
+    Labels { set: Vec<(String, String)>, remove: Vec<String> },
+    Slots(u32),
+    Cordon { reason: String },
+    Drain { reason: String },
+    Uncordon,
+}

@@ -1,0 +1,206 @@
+//! What the farm keeps of builds, tasks, attempts and workers. The store holds these as JSON; the API shows them.
+
+use std::collections::BTreeMap;
+
+use kiln_common::{
+    AttemptId, BuildId, BuildSpec, Digest, FeatureSet, Grade, Platform, TaskId, Timestamp, WorkerId,
+    spec::ImageDescriptor,
+};
+use serde::{Deserialize, Serialize};
+
+/// One user request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildRecord {
+    pub id: BuildId,
+    /// The caller's own id of the request, where it gave one.
+    pub request_id: Option<String>,
+    pub spec: BuildSpec,
+    pub state: BuildState,
+    /// In the order of the spec's platforms.
+    pub tasks: Vec<TaskId>,
+    pub created_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+    /// What the tags name; kept when a later backfill runs.
+    pub published: Option<Published>,
+    /// Counts up with every change.
+    pub revision: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildState {
+    /// No leg has started.
+    Queued,
+    /// At least one leg has started.
+    Running,
+    /// The required legs have their digests.
+    Publishing { since: Timestamp },
+    /// Final: every tag names the complete result.
+    Succeeded,
+    /// Final: every tag names a result without some optional platforms.
+    Incomplete,
+    /// Final.
+    Failed { message: String },
+    /// Final.
+    Cancelled { reason: String },
+}
+
+impl BuildState {
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Queued | Self::Running | Self::Publishing { .. } => false,
+            Self::Succeeded | Self::Incomplete | Self::Failed { .. } | Self::Cancelled { .. } => true,
+        }
+    }
+}
+
+/// What the tags of a build name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    pub digest: Digest,
+    pub media_type: String,
+    pub size: u64,
+    /// The tags that name it; some only after a partial failure.
+    pub tags: Vec<String>,
+    /// Bytes of configuration and layers per platform, for listings.
+    #[serde(default)]
+    pub platform_sizes: BTreeMap<Platform, u64>,
+    pub at: Timestamp,
+}
+
+/// One platform's leg.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    pub id: TaskId,
+    pub build: BuildId,
+    pub platform: Platform,
+    pub required: bool,
+    pub state: TaskState,
+    /// Tries so far, the current one included.
+    pub attempts: u32,
+    /// The attempt that runs or ran last.
+    pub attempt: Option<AttemptRecord>,
+    /// Workers on which an attempt failed for infrastructure reasons: tried last.
+    #[serde(default)]
+    pub avoid: Vec<WorkerId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskState {
+    Waiting {
+        since: Timestamp,
+    },
+    /// Given to its attempt's worker, which has not said yet that it started.
+    Assigned,
+    Running,
+    /// An infrastructure failure; waiting again from `until` on.
+    Backoff {
+        until: Timestamp,
+        message: String,
+    },
+    /// Final: the image is pushed by digest.
+    Succeeded {
+        image: ImageDescriptor,
+    },
+    /// Final.
+    Failed {
+        message: String,
+    },
+    /// Final.
+    Cancelled,
+}
+
+impl TaskState {
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Waiting { .. } | Self::Assigned | Self::Running | Self::Backoff { .. } => false,
+            Self::Succeeded { .. } | Self::Failed { .. } | Self::Cancelled => true,
+        }
+    }
+
+    /// Whether an attempt of the task is on a worker.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        match self {
+            Self::Assigned | Self::Running => true,
+            Self::Waiting { .. }
+            | Self::Backoff { .. }
+            | Self::Succeeded { .. }
+            | Self::Failed { .. }
+            | Self::Cancelled => false,
+        }
+    }
+}
+
+/// One try of a task on one worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptRecord {
+    pub id: AttemptId,
+    pub worker: WorkerId,
+    pub worker_name: String,
+    pub grade: Grade,
+    /// Why this worker and this grade, for people; always set when the grade is emulated.
+    pub reason: String,
+    pub assigned_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+}
+
+/// What the farm keeps of a worker across restarts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerRecord {
+    pub id: WorkerId,
+    pub name: String,
+    pub joined_at: Timestamp,
+    /// What it said last; `None` until its first session.
+    pub facts: Option<WorkerFacts>,
+    /// Set by an operator, kept over what the worker says.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Set by an operator, kept over what the worker says.
+    #[serde(default)]
+    pub slots: Option<u32>,
+    #[serde(default)]
+    pub cordon: Option<Cordon>,
+}
+
+/// Why a worker takes no new task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cordon {
+    pub reason: String,
+    /// It is to finish what it has, and someone waits for that.
+    pub draining: bool,
+}
+
+/// What a worker says of itself when it registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerFacts {
+    pub platforms: BTreeMap<Platform, Grade>,
+    pub slots: u32,
+    pub labels: BTreeMap<String, String>,
+    pub features: FeatureSet,
+    pub engine: EngineFacts,
+    pub machine: MachineFacts,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineFacts {
+    /// `dockerd-containerd`, `dockerd-classic` or `buildkitd`.
+    pub kind: String,
+    pub version: String,
+}
+
+/// The machine of a worker; sizes in bytes, 0 where unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineFacts {
+    pub cpu_model: String,
+    pub cpus: u32,
+    pub memory: u64,
+    pub disk: u64,
+    pub kiln_version: String,
+    pub os: String,
+}
