@@ -37,7 +37,11 @@ fn generated_code_is_current() {
             fs::write(&path, &fresh).expect("write generated file");
         }
         let checked_in = fs::read(&path).unwrap_or_default();
-        assert!(checked_in == fresh, "{} is stale; run KILN_REGENERATE=1 cargo test -p kiln-proto --test generated", path.display());
+        assert!(
+            checked_in == fresh,
+            "{} is stale; run KILN_REGENERATE=1 cargo test -p kiln-proto --test generated",
+            path.display()
+        );
     }
 }
 
