@@ -1,7 +1,9 @@
 //! What the scheduler wants done.
 
+use std::sync::Arc;
+
 use kiln_common::{
-    AttemptId, BuildId, BuildSpec, Grade, Platform, TaskId, WorkerId,
+    AttemptId, BuildId, BuildSpec, Grade, Platform, TaskId, Timestamp, WorkerId,
     spec::{ImageDescriptor, Violation},
 };
 
@@ -15,11 +17,12 @@ pub enum Effect {
     PutWorker(Box<WorkerRecord>),
     DeleteWorker(WorkerId),
 
-    /// Answer a submit: the build exists now.
+    /// Answer a submit, a retry or a backfill: the build is durable. Its id differs from the submit's own where an earlier
+    /// submit with the same request id had made it.
     Accepted {
         build: BuildId,
     },
-    /// Answer a submit: nothing was made.
+    /// Answer a submit, a retry or a backfill: nothing was made or changed.
     Refused {
         build: BuildId,
         refusal: Refusal,
@@ -61,12 +64,20 @@ pub enum Effect {
 pub enum Refusal {
     #[error("no worker of this farm runs {platform}; it has {}", list(.available))]
     NoWorkerForPlatform { platform: Platform, available: Vec<Platform> },
+    #[error(
+        "this farm runs {platform} only emulated, which --emulation never rules out; allow emulation or join a worker that runs it natively"
+    )]
+    OnlyEmulated { platform: Platform },
     #[error("no worker for {platform} can do what {asked_by} needs: {detail}")]
     NoWorkerWithFeature { platform: Platform, asked_by: String, detail: String },
     #[error("no worker for {platform} carries the required labels {labels}; remove --require or label a worker")]
     NoWorkerWithLabels { platform: Platform, labels: String },
     #[error("the farm holds {open} open builds, the most it may; try again later")]
     Overloaded { open: usize },
+    #[error("there is no build {build}")]
+    UnknownBuild { build: BuildId },
+    #[error("build {build} is {state}; only {remedy}")]
+    WrongState { build: BuildId, state: &'static str, remedy: &'static str },
     #[error("the spec is not sound")]
     Invalid { violations: Vec<Violation> },
 }
@@ -88,14 +99,18 @@ pub struct Dispatch {
     pub platform: Platform,
     pub grade: Grade,
     pub reason: String,
-    pub spec: BuildSpec,
+    pub spec: Arc<BuildSpec>,
+    /// When the build runs out of time, and the attempt with it.
+    pub deadline: Timestamp,
 }
 
 /// What the publisher needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishJob {
     pub build: BuildId,
-    pub spec: BuildSpec,
+    /// Number of this publish of the build, from 1; its outcome is reported with it.
+    pub publish: u32,
+    pub spec: Arc<BuildSpec>,
     /// Finished legs in the order of the spec.
     pub legs: Vec<Leg>,
     /// What an earlier publish of this build left, for a retry or a backfill.

@@ -13,14 +13,17 @@ pub enum Event {
     Submit { build: BuildId, request_id: Option<String>, spec: Box<BuildSpec> },
     /// End a build. Final builds stay as they are.
     Cancel { build: BuildId, reason: String },
-    /// Run what failed of a failed build again, keeping every digest.
+    /// Bring a final build back into memory, for a retry or a backfill of one that was forgotten. Nothing happens if it is there.
+    Recall { build: Box<BuildRecord>, tasks: Vec<TaskRecord> },
+    /// Run what failed of a failed or cancelled build again, keeping every digest. Answered as a submit is.
     Retry { build: BuildId },
-    /// Run the optional legs that an incomplete build lacks.
+    /// Run the optional legs that an incomplete build lacks. Answered as a submit is.
     Backfill { build: BuildId },
 
     /// A worker traded a join token for a certificate.
     WorkerEnrolled { worker: WorkerRecord },
-    /// A worker opened its session (again), or said anew what it is.
+    /// A worker opened its session (again), or said anew what it is. When a new session replaces one that was not seen to
+    /// end, `WorkerDisconnected` comes first: within a session an assignment may still be on its way to the worker.
     WorkerConnected { worker: WorkerId, facts: Box<WorkerFacts>, attempts: Vec<AttemptId> },
     /// A sign of life with what it measured.
     WorkerHeartbeat { worker: WorkerId, stats: WorkerStats },
@@ -37,9 +40,10 @@ pub enum Event {
     AttemptReported { worker: WorkerId, attempt: AttemptId, outcome: AttemptOutcome },
 
     /// The index is pushed and every tag names it.
-    PublishSucceeded { build: BuildId, published: Published },
+    /// `publish` is the job's number; an outcome of any but the build's latest changes nothing.
+    PublishSucceeded { build: BuildId, publish: u32, published: Published },
     /// The publish failed within its budget; some tags may have moved.
-    PublishFailed { build: BuildId, published: Option<Published>, message: String },
+    PublishFailed { build: BuildId, publish: u32, published: Option<Published>, message: String },
 }
 
 /// How an attempt stands.

@@ -1,6 +1,6 @@
 //! What the farm keeps of builds, tasks, attempts and workers. The store holds these as JSON; the API shows them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use kiln_common::{
     AttemptId, BuildId, BuildSpec, Digest, FeatureSet, Grade, Platform, TaskId, Timestamp, WorkerId,
@@ -14,16 +14,22 @@ pub struct BuildRecord {
     pub id: BuildId,
     /// The caller's own id of the request, where it gave one.
     pub request_id: Option<String>,
-    pub spec: BuildSpec,
+    /// Shared, for every attempt and every publish hands it on.
+    pub spec: Arc<BuildSpec>,
     pub state: BuildState,
     /// In the order of the spec's platforms.
     pub tasks: Vec<TaskId>,
     pub created_at: Timestamp,
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,
+    /// When the build fails by timeout: the spec's timeout after its submit, or after the last retry or backfill.
+    pub deadline: Timestamp,
+    /// Publishes begun so far; numbers them, so that the outcome of an abandoned one changes nothing.
+    #[serde(default)]
+    pub publishes: u32,
     /// What the tags name; kept when a later backfill runs.
     pub published: Option<Published>,
-    /// Counts up with every change.
+    /// Counts up with every change of this record. A build's changes as people see them are this plus its tasks' revisions.
     pub revision: u64,
 }
 
@@ -52,6 +58,20 @@ impl BuildState {
         match self {
             Self::Queued | Self::Running | Self::Publishing { .. } => false,
             Self::Succeeded | Self::Incomplete | Self::Failed { .. } | Self::Cancelled { .. } => true,
+        }
+    }
+
+    /// The state's name in messages.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Publishing { .. } => "publishing",
+            Self::Succeeded => "succeeded",
+            Self::Incomplete => "incomplete",
+            Self::Failed { .. } => "failed",
+            Self::Cancelled { .. } => "cancelled",
         }
     }
 }
@@ -85,6 +105,9 @@ pub struct TaskRecord {
     /// Workers on which an attempt failed for infrastructure reasons: tried last.
     #[serde(default)]
     pub avoid: Vec<WorkerId>,
+    /// Counts up with every change.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,6 +189,9 @@ pub struct WorkerRecord {
     pub slots: Option<u32>,
     #[serde(default)]
     pub cordon: Option<Cordon>,
+    /// Set by the scheduler after repeated infrastructure failures.
+    #[serde(default)]
+    pub quarantine: Option<Quarantine>,
 }
 
 /// Why a worker takes no new task.
@@ -174,6 +200,17 @@ pub struct Cordon {
     pub reason: String,
     /// It is to finish what it has, and someone waits for that.
     pub draining: bool,
+}
+
+/// Why the farm does not trust a worker for now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    pub reason: String,
+    pub since: Timestamp,
+    /// From then on it gets one task at a time; the first that does not fail for infrastructure reasons ends the quarantine.
+    pub canary_at: Timestamp,
+    /// Failed canaries so far; each doubles the wait.
+    pub failed_canaries: u32,
 }
 
 /// What a worker says of itself when it registers.
