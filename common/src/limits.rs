@@ -44,6 +44,8 @@ pub const CONTEXT_BYTES: u64 = 64 * 1024 * 1024 * 1024;
 pub const CONTEXT_MANIFEST_BYTES: u64 = 1024 * 1024 * 1024;
 /// Longest path in a context and longest symlink target (Linux `PATH_MAX`).
 pub const PATH_BYTES: usize = 4096;
+/// All paths of one context together: shared prefixes are written once, but held in full.
+pub const CONTEXT_PATHS_BYTES: u64 = 256 * 1024 * 1024;
 /// Ids in one `FindMissing` or `FetchContext` call.
 pub const CHUNK_IDS_PER_CALL: usize = 32 * 1024;
 /// Rules in one `.dockerignore`, and bytes of one.

@@ -3,6 +3,19 @@
 //! A context is a manifest (the sorted list of its files) cut into chunks, file contents cut into chunks, and one root
 //! chunk that lists the manifest's chunks. The root's id names the whole context.
 
+mod entry;
+pub mod filter;
+mod follow;
+pub mod ignore;
+mod manifest;
+pub mod pattern;
+mod wire;
+
+pub use entry::{ChunkRef, Entry, EntryKind, InvalidEntry, compare_paths};
+pub use follow::{follow_links, without_nested};
+pub use manifest::{InvalidManifest, Manifest, ManifestChunk, ManifestDecoder, ManifestEncoder, Root};
+pub use wire::Malformed;
+
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
