@@ -1,1 +1,31 @@
-//! What the black-box tests share.
+//! What the black-box tests share: the bed of real engines and registries, a farm started as its user starts it, and
+//! eyes on a registry that are not Kiln's own.
+
+pub mod bed;
+pub mod dynamic;
+pub mod farm;
+pub mod registry;
+
+pub use bed::Bed;
+pub use farm::Farm;
+
+use std::path::PathBuf;
+
+/// A program of the workspace, beside the running test: `target/<profile>/NAME`.
+///
+/// # Panics
+/// When it is not built.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the running test's path");
+    let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+    let path = profile.join(name);
+    assert!(path.is_file(), "{} is missing; run cargo build --workspace --bins", path.display());
+    path
+}
+
+/// The root of the checkout.
+#[must_use]
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace's root").to_owned()
+}
