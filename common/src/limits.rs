@@ -58,6 +58,12 @@ pub const MESSAGE_BYTES: usize = CHUNK_BYTES + 256 * 1024;
 pub const PAGE_SIZE_DEFAULT: usize = 50;
 pub const PAGE_SIZE_MAX: usize = 500;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often an idle connection is asked whether it lives, and how long it may take to answer.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP/2 flow control: what a peer may send ahead on one stream and on one connection.
+pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 pub const CONNECTIONS: usize = 16 * 1024;
 pub const STREAMS_PER_CONNECTION: u32 = 256;
 
