@@ -48,6 +48,19 @@ pub const PATH_BYTES: usize = 4096;
 pub const CONTEXT_PATHS_BYTES: u64 = 256 * 1024 * 1024;
 /// Ids in one `FindMissing` or `FetchContext` call.
 pub const CHUNK_IDS_PER_CALL: usize = 32 * 1024;
+/// A worker's cache of chunks on disk, its segments and the chunks in it.
+pub const CONTEXT_CACHE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+pub const CONTEXT_CACHE_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
+pub const CONTEXT_CACHE_CHUNKS: usize = 512 * 1024;
+/// File contents that one read of a context takes at once, unless one chunk alone is longer.
+pub const CONTEXT_READ_BYTES: u64 = 4 * 1024 * 1024;
+/// Files that the engine is served at once, in as many batches.
+pub const FILE_SYNC_BATCHES: usize = 4;
+pub const FILE_SYNC_BATCH_FILES: usize = 512;
+/// Requests of the engine that wait to be served.
+pub const FILE_SYNC_QUEUE: usize = 4096;
+/// File contents in one packet to the engine.
+pub const FILE_SYNC_PACKET_BYTES: usize = 64 * 1024;
 /// Rules in one `.dockerignore`, and bytes of one.
 pub const IGNORE_RULES: usize = 10_000;
 pub const IGNORE_BYTES: usize = 1024 * 1024;

@@ -1,1 +1,3 @@
-//! placeholder
+//! The worker: runs one task next to one container engine.
+
+pub mod context;
