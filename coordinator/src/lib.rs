@@ -1,1 +1,5 @@
-//! placeholder
+//! The coordinator: takes builds in, keeps them, hands their legs to workers and publishes the result.
+
+pub mod credentials;
+pub mod driver;
+pub mod store;

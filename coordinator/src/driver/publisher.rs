@@ -1,0 +1,29 @@
+//! What the driver asks of whoever merges legs and moves tags. `publish` does it against registries, tests fake it.
+
+use async_trait::async_trait;
+use kiln_scheduler::{effect::PublishJob, record::Published};
+use tokio_util::sync::CancellationToken;
+
+use crate::credentials::RegistryCredential;
+
+/// How a publish ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublishOutcome {
+    /// The result is pushed, read back, and every tag names it.
+    Succeeded(Published),
+    /// The budget is used up or the registry refused for good; `published` says which tags moved, where any did.
+    Failed { published: Option<Published>, message: String },
+}
+
+/// Merges the legs of one build and moves its tags.
+#[async_trait]
+pub trait Publisher: Send + Sync + 'static {
+    /// Runs to its end within its own budget. Once `abandoned` is cancelled, no further tag moves and it ends soon.
+    /// After a restart the same job may come again: what stands already is not an error.
+    async fn publish(
+        &self,
+        job: PublishJob,
+        credentials: Vec<RegistryCredential>,
+        abandoned: CancellationToken,
+    ) -> PublishOutcome;
+}

@@ -1,0 +1,124 @@
+//! Every key of the store, in one place.
+//!
+//! ```text
+//! schema                          version of this layout
+//! builds/BUILD                    BuildRecord
+//! tasks/BUILD/TASK                TaskRecord
+//! open/BUILD                      empty; there while the build is not final: what a start has to recover
+//! newest/~BUILD                   Summary; ~BUILD counts down, so that the order of keys is newest first
+//! requests/REQUEST                BuildId that a request id made
+//! secrets/BUILD                   sealed secrets and credentials; gone once the build is final
+//! images/REPOSITORY@~BUILD        empty; builds that published in the repository, newest first
+//! workers/WORKER                  WorkerRecord
+//! revoked/WORKER                  empty; certificates of removed workers
+//! join-tokens/..., api-tokens/... what `access` and `pki` keep
+//! ```
+//! Ids are version 7 UUIDs: their order is the order of their making.
+
+use kiln_common::{BuildId, Repository, TaskId, WorkerId};
+use uuid::Uuid;
+
+pub const SCHEMA: &str = "schema";
+pub const BUILDS: &str = "builds/";
+pub const TASKS: &str = "tasks/";
+pub const OPEN: &str = "open/";
+pub const NEWEST: &str = "newest/";
+pub const WORKERS: &str = "workers/";
+pub const REVOKED: &str = "revoked/";
+pub const API_TOKENS: &str = "api-tokens/";
+pub const JOIN_TOKENS: &str = "join-tokens/";
+
+#[must_use]
+pub fn build(id: BuildId) -> String {
+    format!("{BUILDS}{id}")
+}
+
+/// Prefix of all tasks of a build.
+#[must_use]
+pub fn tasks(build: BuildId) -> String {
+    format!("{TASKS}{build}/")
+}
+
+#[must_use]
+pub fn task(build: BuildId, task: TaskId) -> String {
+    format!("{TASKS}{build}/{task}")
+}
+
+#[must_use]
+pub fn open(build: BuildId) -> String {
+    format!("{OPEN}{build}")
+}
+
+#[must_use]
+pub fn newest(build: BuildId) -> String {
+    format!("{NEWEST}{}", countdown(build))
+}
+
+/// The request id goes in as hex: it is the caller's text and may hold anything.
+#[must_use]
+pub fn request(request_id: &str) -> String {
+    format!("requests/{}", hex::encode(request_id))
+}
+
+#[must_use]
+pub fn secrets(build: BuildId) -> String {
+    format!("secrets/{build}")
+}
+
+/// Prefix of all builds that published in a repository. `@` is in no repository's name.
+#[must_use]
+pub fn images(repository: &Repository) -> String {
+    format!("images/{repository}@")
+}
+
+#[must_use]
+pub fn image(repository: &Repository, build: BuildId) -> String {
+    format!("images/{repository}@{}", countdown(build))
+}
+
+#[must_use]
+pub fn worker(id: WorkerId) -> String {
+    format!("{WORKERS}{id}")
+}
+
+#[must_use]
+pub fn revoked(id: WorkerId) -> String {
+    format!("{REVOKED}{id}")
+}
+
+/// The build that a key ends with, for keys that end with a plain or a counting-down id.
+#[must_use]
+pub fn build_of(key: &str) -> Option<BuildId> {
+    let id = key.rsplit(['/', '@']).next()?;
+    if id.contains('-') { id.parse().ok() } else { from_countdown(id) }
+}
+
+fn countdown(build: BuildId) -> String {
+    format!("{:032x}", !build.as_uuid().as_u128())
+}
+
+fn from_countdown(text: &str) -> Option<BuildId> {
+    u128::from_str_radix(text, 16).ok().map(|inverted| BuildId::from_uuid(Uuid::from_u128(!inverted)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_builds_have_smaller_keys_and_read_back() {
+        let (older, newer) = (BuildId::from_uuid(Uuid::from_u128(5)), BuildId::from_uuid(Uuid::from_u128(6)));
+        assert!(newest(newer) < newest(older));
+        assert_eq!(build_of(&newest(newer)), Some(newer));
+        assert_eq!(build_of(&open(older)), Some(older));
+        let repository: Repository = "r.example:5000/team/app".parse().expect("valid");
+        assert_eq!(build_of(&image(&repository, older)), Some(older));
+    }
+
+    #[test]
+    fn a_repository_s_images_are_not_those_of_one_below_it() {
+        let (app, below): (Repository, Repository) =
+            ("r.example/app".parse().expect("valid"), "r.example/app/sub".parse().expect("valid"));
+        assert!(!images(&below).starts_with(&images(&app)));
+    }
+}
