@@ -2,4 +2,6 @@
 
 pub mod credentials;
 pub mod driver;
+pub mod logs;
+pub mod server;
 pub mod store;

@@ -1,0 +1,3 @@
+//! How the gRPC server is reached.
+
+pub mod listener;
