@@ -69,7 +69,7 @@ PYTHON
 }
 
 await_dockerd() {
-    wait_until 60 curl -sf --max-time 2 --unix-socket "$1/docker.sock" http://docker/_ping ||
+    wait_until 60 curl -sf --noproxy "*" --max-time 2 --unix-socket "$1/docker.sock" http://docker/_ping ||
         fail "dockerd in $1 does not answer" "look at its log" "$1/log"
 }
 

@@ -16,6 +16,11 @@ source "$KILN_LIB/binfmt.sh"
 source "$KILN_LIB/engines.sh"
 # shellcheck source=deploy/lib/images.sh
 source "$KILN_LIB/images.sh"
+# Its own recipes, when one of the test bed's is asked for.
+if [[ -n ${KILN_LIB_MORE:-} ]]; then
+    # shellcheck source=/dev/null
+    source "$KILN_LIB_MORE"
+fi
 # Only when run, not when sourced for the functions.
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     "$@"
