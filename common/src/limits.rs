@@ -48,6 +48,8 @@ pub const PATH_BYTES: usize = 4096;
 pub const CONTEXT_PATHS_BYTES: u64 = 256 * 1024 * 1024;
 /// Ids in one `FindMissing` or `FetchContext` call.
 pub const CHUNK_IDS_PER_CALL: usize = 32 * 1024;
+/// An upload that sends nothing for this long gives its memory back.
+pub const UPLOAD_IDLE: Duration = Duration::from_secs(5);
 /// A worker's cache of chunks on disk, its segments and the chunks in it.
 pub const CONTEXT_CACHE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 pub const CONTEXT_CACHE_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
