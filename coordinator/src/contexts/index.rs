@@ -113,13 +113,13 @@ impl Index {
 
     pub(super) fn packs(&self) -> Result<Vec<PackRecord>, ContextsError> {
         let packs = self.database.begin_read()?.open_table(PACKS)?;
-        let record =
-            |row: Result<(redb::AccessGuard<'_, u64>, redb::AccessGuard<'_, (u64, u64, bool)>), redb::StorageError>| {
-                let (number, record) = row?;
-                let (made, bytes, retired) = record.value();
-                Ok(PackRecord { number: number.value(), made: Timestamp::from_millis(made), bytes, retired })
-            };
-        packs.iter()?.map(record).collect()
+        let mut all = Vec::new();
+        for row in packs.iter()? {
+            let (number, record) = row?;
+            let (made, bytes, retired) = record.value();
+            all.push(PackRecord { number: number.value(), made: Timestamp::from_millis(made), bytes, retired });
+        }
+        Ok(all)
     }
 
     /// Forgets packs whose objects are gone, their chunks, and which roots were complete.
