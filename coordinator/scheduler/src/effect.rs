@@ -47,6 +47,12 @@ pub enum Effect {
         attempts: Vec<AttemptId>,
     },
 
+    /// End the worker's session: it was given up or removed. One that may return connects again and says what it has.
+    CloseSession {
+        worker: WorkerId,
+        reason: String,
+    },
+
     /// Merge the legs and move the tags.
     Publish(Box<PublishJob>),
     /// Stop publishing; nothing may move any more.

@@ -5,6 +5,7 @@ use kiln_common::{AttemptId, BuildId, BuildSpec, WorkerId, spec::ImageDescriptor
 use crate::record::{BuildRecord, Published, TaskRecord, WorkerFacts, WorkerRecord};
 
 /// Everything the scheduler hears of.
+#[allow(clippy::large_enum_variant, reason = "events are handed in one by one and never stored in numbers")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// After a start, before all else: what the store held. Live attempts wait for their workers to announce them.

@@ -1,0 +1,213 @@
+//! One worker: its record, its session as far as it matters here, what it holds, and whether it takes more.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+};
+
+use kiln_common::{AttemptId, Grade, Timestamp, limits};
+
+use crate::{
+    event::WorkerStats,
+    record::WorkerRecord,
+    slab::{PlatformIx, TaskIx},
+};
+
+const MIB: u64 = 1024 * 1024;
+
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) record: WorkerRecord,
+    pub(crate) link: Link,
+    pub(crate) last_seen: Option<Timestamp>,
+    /// It said that it is about to stop, and why.
+    pub(crate) leaving: Option<String>,
+    pub(crate) stats: WorkerStats,
+    /// Attempts that may complete their tasks.
+    pub(crate) attempts: BTreeMap<AttemptId, TaskIx>,
+    /// Attempts that it was told to stop and still holds, with the moment when it is told again.
+    pub(crate) stopping: BTreeMap<AttemptId, Timestamp>,
+    /// Its latest infrastructure failures.
+    pub(crate) failures: VecDeque<Timestamp>,
+    /// It is quarantined, and its time for a canary has come.
+    pub(crate) canary_due: bool,
+    pub(crate) canary: Option<AttemptId>,
+    /// Holding more than its slots is no fault up to this: its slots shrank, or it came back with old attempts.
+    pub(crate) excess: usize,
+    /// How many thousandths of the native time its emulation takes, per platform, measured.
+    pub(crate) slowdown: BTreeMap<PlatformIx, u64>,
+    /// Its platforms as the indices know them.
+    pub(crate) table: Vec<(PlatformIx, Grade)>,
+    pub(crate) standing: Standing,
+    pub(crate) touched: bool,
+    pub(crate) dirty: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    Offline,
+    /// Its session ended; its attempts wait for it.
+    Grace {
+        until: Timestamp,
+    },
+    Online {
+        lease: Timestamp,
+        /// When the lease is looked at next; it may have been extended by then.
+        check: Timestamp,
+    },
+}
+
+/// How the indices know a worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// It takes tasks, now or when a slot is free.
+    pub(crate) ready: bool,
+    /// It is the last resort: a task goes to it only when no other ready worker can ever take it.
+    pub(crate) throttled: bool,
+    /// It is quarantined and due for a canary: neither counted on nor passed over.
+    pub(crate) canary: bool,
+    /// It has a free slot.
+    pub(crate) free: bool,
+    /// It holds nothing.
+    pub(crate) idle: bool,
+    pub(crate) slots: u32,
+}
+
+impl Worker {
+    pub(crate) fn new(record: WorkerRecord) -> Self {
+        Self {
+            record,
+            link: Link::Offline,
+            last_seen: None,
+            leaving: None,
+            stats: WorkerStats::default(),
+            attempts: BTreeMap::new(),
+            stopping: BTreeMap::new(),
+            failures: VecDeque::new(),
+            canary_due: false,
+            canary: None,
+            excess: 0,
+            slowdown: BTreeMap::new(),
+            table: Vec::new(),
+            standing: Standing::default(),
+            touched: false,
+            dirty: false,
+        }
+    }
+
+    pub(crate) const fn is_online(&self) -> bool {
+        match self.link {
+            Link::Online { .. } => true,
+            Link::Offline | Link::Grace { .. } => false,
+        }
+    }
+
+    pub(crate) fn label(&self, key: &str) -> Option<&String> {
+        let said = || self.record.facts.as_ref().and_then(|facts| facts.labels.get(key));
+        self.record.labels.get(key).or_else(said)
+    }
+
+    /// The operator's word over the worker's own.
+    pub(crate) fn slots(&self) -> u32 {
+        let said = self.record.facts.as_ref().map_or(0, |facts| facts.slots);
+        self.record.slots.unwrap_or(said).min(limits::WORKER_SLOTS)
+    }
+
+    /// Attempts that occupy a slot.
+    pub(crate) fn held(&self) -> usize {
+        self.attempts.len() + self.stopping.len()
+    }
+
+    pub(crate) fn free_slots(&self) -> usize {
+        if self.unready().is_some() {
+            return 0;
+        }
+        let slots = if self.record.quarantine.is_some() { 1 } else { self.slots() as usize };
+        slots.saturating_sub(self.held())
+    }
+
+    pub(crate) fn standing_now(&self) -> Standing {
+        let ready = self.unready().is_none();
+        let canary = ready && self.record.quarantine.is_some();
+        Standing {
+            ready,
+            throttled: ready && self.stats.throttled && !canary,
+            canary,
+            free: ready && self.free_slots() > 0,
+            idle: ready && self.held() == 0,
+            slots: if ready && !canary { self.slots() } else { 0 },
+        }
+    }
+
+    /// After something that it held is gone, what it may hold beyond its slots shrinks with it.
+    pub(crate) fn settle_excess(&mut self) {
+        self.excess = self.excess.min(self.held());
+    }
+
+    pub(crate) fn grade_of(&self, platform: PlatformIx) -> Option<Grade> {
+        self.table.iter().find(|(at, _)| *at == platform).map(|(_, grade)| *grade)
+    }
+
+    /// Why it takes no task at all, whatever the task.
+    pub(crate) fn unready(&self) -> Option<Unready<'_>> {
+        let cordon = self.record.cordon.as_ref();
+        let quarantine = self.record.quarantine.as_ref().filter(|_| !self.canary_due);
+        match (self.link, &self.leaving) {
+            (Link::Offline, _) => Some(Unready::Offline),
+            (Link::Grace { .. }, _) => Some(Unready::Lost),
+            (Link::Online { .. }, Some(reason)) => Some(Unready::Leaving(reason)),
+            (Link::Online { .. }, None) => None,
+        }
+        .or_else(|| cordon.map(|cordon| Unready::Cordoned { reason: &cordon.reason, draining: cordon.draining }))
+        .or_else(|| quarantine.map(|quarantine| Unready::Quarantined(&quarantine.reason)))
+        .or_else(|| self.short_of_disk())
+        .or_else(|| self.short_of_memory())
+    }
+
+    /// A twentieth of the disk, at most 1 GiB, is kept free: a card that is full breaks more than the build.
+    fn short_of_disk(&self) -> Option<Unready<'_>> {
+        let size = self.record.facts.as_ref().map_or(0, |facts| facts.machine.disk);
+        let least = if size == 0 { 256 * MIB } else { (size / 20).min(1024 * MIB) };
+        let available = self.stats.disk_available.filter(|available| *available < least)?;
+        Some(Unready::LowDisk { available, least })
+    }
+
+    /// A tenth of the memory, at most 96 MiB, is kept free; a worker that already builds is judged by its slots.
+    fn short_of_memory(&self) -> Option<Unready<'_>> {
+        let size = self.record.facts.as_ref().map_or(0, |facts| facts.machine.memory);
+        let least = if size == 0 { 32 * MIB } else { (size / 10).min(96 * MIB) };
+        let available = self.stats.memory_available.filter(|available| *available < least)?;
+        Some(Unready::LowMemory { available, least })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unready<'a> {
+    Offline,
+    Lost,
+    Leaving(&'a str),
+    Cordoned { reason: &'a str, draining: bool },
+    Quarantined(&'a str),
+    LowDisk { available: u64, least: u64 },
+    LowMemory { available: u64, least: u64 },
+}
+
+impl fmt::Display for Unready<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: u64| format!("{} MiB", bytes / MIB);
+        match self {
+            Self::Offline => f.write_str("offline"),
+            Self::Lost => f.write_str("lost a moment ago; its attempts wait for it to return"),
+            Self::Leaving(reason) => write!(f, "about to stop: {reason}"),
+            Self::Cordoned { reason, draining: false } => write!(f, "cordoned: {reason}"),
+            Self::Cordoned { reason, draining: true } => write!(f, "draining: {reason}"),
+            Self::Quarantined(reason) => write!(f, "quarantined: {reason}"),
+            Self::LowDisk { available, least } => {
+                write!(f, "low disk: {} free, {} are kept", size(*available), size(*least))
+            }
+            Self::LowMemory { available, least } => {
+                write!(f, "low memory: {} free, {} are kept", size(*available), size(*least))
+            }
+        }
+    }
+}

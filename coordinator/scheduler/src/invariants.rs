@@ -1,0 +1,298 @@
+//! The rules that always hold (DESIGN, section 5), as far as the core can see them, each a named check.
+//!
+//! Debug builds call [`Scheduler::check_quick`] after every turn; tests and the simulator call [`check_all`] too.
+
+use std::collections::BTreeMap;
+
+use kiln_common::EmulationPolicy;
+
+use crate::{
+    farm::{GRADES, Pool, grade_index, worker::Link},
+    queue::lane::Mode,
+    record::{BuildState, TaskRecord, TaskState},
+    scheduler::Scheduler,
+    slab::TaskIx,
+    timers::Timer,
+};
+
+/// A rule that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{rule}: {detail}")]
+pub struct Violation {
+    pub rule: &'static str,
+    pub detail: String,
+}
+
+/// One rule by its name.
+pub type Check = fn(&Scheduler) -> Result<(), Violation>;
+
+/// Every rule.
+pub const CHECKS: [(&str, Check); 9] = [
+    ("one live attempt", check_one_live_attempt),
+    ("slots", check_slots),
+    ("builds follow their legs", check_builds),
+    ("the queue holds what waits", check_queue),
+    ("indices are true", check_indices),
+    ("emulation is not silent", check_emulation),
+    ("nothing waits forever", check_timers),
+    ("nothing waits beside a free worker", check_work_conserving),
+    ("tries are bounded", check_tries),
+];
+
+/// # Errors
+/// The first rule that does not hold.
+pub fn check_all(scheduler: &Scheduler) -> Result<(), Violation> {
+    CHECKS.iter().try_for_each(|(_, check)| check(scheduler))
+}
+
+fn hold(rule: &'static str, holds: bool, detail: impl FnOnce() -> String) -> Result<(), Violation> {
+    if holds { Ok(()) } else { Err(Violation { rule, detail: detail() }) }
+}
+
+/// A task has at most one live attempt that may complete it: the one that its worker's list names, and no other.
+pub fn check_one_live_attempt(s: &Scheduler) -> Result<(), Violation> {
+    const RULE: &str = "one live attempt";
+    let mut live = BTreeMap::new();
+    for (at, worker) in s.farm.workers.iter() {
+        for (attempt, task) in &worker.attempts {
+            let is_first = live.insert(*task, (at, *attempt)).is_none();
+            hold(RULE, is_first, || format!("task {task:?} has two live attempts"))?;
+        }
+    }
+    for (at, task) in s.tasks.iter() {
+        let named = task.record.attempt.as_ref().map(|attempt| attempt.id);
+        let found = live.remove(&at);
+        let (worker, attempt) = found.map_or((None, None), |(worker, attempt)| (Some(worker), Some(attempt)));
+        let is_live = task.record.state.is_live();
+        let is_sound = if is_live { attempt == named && task.worker == worker } else { found.is_none() };
+        hold(RULE, is_sound && is_live == task.worker.is_some(), || format!("{:?} and {found:?}", task.record))?;
+    }
+    hold(RULE, live.is_empty(), || format!("attempts of tasks that are gone: {live:?}"))
+}
+
+/// No worker holds more than its slots, except what it held before they shrank.
+pub fn check_slots(s: &Scheduler) -> Result<(), Violation> {
+    s.farm.workers.iter().try_for_each(|(_, worker)| {
+        let most = (worker.slots() as usize).max(worker.excess);
+        hold("slots", worker.held() <= most, || format!("{} holds {} of {most}", worker.record.name, worker.held()))
+    })
+}
+
+/// A build's state follows from its legs'.
+pub fn check_builds(s: &Scheduler) -> Result<(), Violation> {
+    const RULE: &str = "builds follow their legs";
+    let mut open = 0;
+    for (_, build) in s.builds.iter() {
+        let record = &build.record;
+        let tasks: Vec<&TaskRecord> = build.tasks.iter().map(|task| &s.tasks[*task].record).collect();
+        let legs = || format!("{:?} with {:?}", record.state, tasks.iter().map(|task| &task.state).collect::<Vec<_>>());
+        let done = |task: &&TaskRecord| matches!(task.state, TaskState::Succeeded { .. });
+        let required_done = tasks.iter().filter(|task| task.required).all(done);
+        let all_final = tasks.iter().all(|task| task.state.is_final());
+        let is_sound = match &record.state {
+            BuildState::Queued => !all_final && record.finished_at.is_none(),
+            BuildState::Running => !all_final && record.started_at.is_some(),
+            BuildState::Publishing { .. } => required_done && all_final && record.publishes > 0,
+            BuildState::Succeeded => tasks.iter().all(done) && record.published.is_some(),
+            BuildState::Incomplete => required_done && all_final && record.published.is_some(),
+            BuildState::Failed { .. } | BuildState::Cancelled { .. } => all_final,
+        };
+        hold(RULE, is_sound && record.state.is_final() == record.finished_at.is_some(), legs)?;
+        hold(RULE, record.state.is_final() == build.selector.is_none(), legs)?;
+        open += usize::from(!record.state.is_final());
+    }
+    hold(RULE, open == s.open, || format!("{open} builds are open, {} are counted", s.open))
+}
+
+/// Every waiting task is in exactly one lane, and nothing else is; the sums are right.
+pub fn check_queue(s: &Scheduler) -> Result<(), Violation> {
+    const RULE: &str = "the queue holds what waits";
+    let mut queued: BTreeMap<TaskIx, usize> = BTreeMap::new();
+    let mut sums: BTreeMap<u32, (usize, u64)> = BTreeMap::new();
+    for (at, lane) in s.queue.lanes.iter() {
+        let listed = s.queue.platform(lane.key.platform).is_some_and(|queue| queue.lanes.contains(&at));
+        hold(RULE, listed != lane.is_empty(), || {
+            format!("lane {:?} of {} tasks is listed: {listed}", lane.key, lane.len())
+        })?;
+        for (flow, order) in lane.tasks() {
+            *queued.entry(order.task).or_default() += 1;
+            let spot = s.tasks.get(order.task).and_then(|task| task.spot.as_ref());
+            let is_there = spot.is_some_and(|spot| spot.lane == at && spot.flow == flow && spot.order == *order);
+            hold(RULE, is_there, || format!("{order:?} is queued where it does not belong"))?;
+            let sum = sums.entry(lane.key.platform.0).or_default();
+            *sum = (sum.0 + 1, sum.1 + spot.map_or(0, |spot| spot.cost));
+        }
+    }
+    for (at, task) in s.tasks.iter() {
+        let waits = matches!(task.record.state, TaskState::Waiting { .. });
+        let times = queued.get(&at).copied().unwrap_or(0);
+        hold(RULE, times == usize::from(waits), || format!("queued {times} times: {:?}", task.record))?;
+        hold(RULE, task.record.state.is_final() == task.ties.is_none(), || format!("ties of {:?}", task.record))?;
+    }
+    for (at, queue) in s.queue.platforms.iter().enumerate() {
+        let sum = sums.get(&u32::try_from(at).unwrap_or(u32::MAX)).copied().unwrap_or_default();
+        hold(RULE, sum == (queue.waiting, queue.cost), || format!("{queue:?} has {sum:?}"))?;
+    }
+    Ok(())
+}
+
+/// What the indices say of a worker is what its state says.
+pub fn check_indices(s: &Scheduler) -> Result<(), Violation> {
+    const RULE: &str = "indices are true";
+    let mut live: BTreeMap<(u32, usize), u64> = BTreeMap::new();
+    for (_, task) in s.tasks.iter() {
+        if let (Some(_), Some(attempt)) = (task.worker, &task.record.attempt) {
+            *live.entry((task.platform.0, grade_index(attempt.grade))).or_default() += 1;
+        }
+    }
+    for (at, worker) in s.farm.workers.iter() {
+        hold(RULE, worker.standing == worker.standing_now(), || {
+            format!("{:?} of {}", worker.standing, worker.record.name)
+        })?;
+        let in_tables = worker.table.iter().all(|(platform, grade)| s.farm.pool(*platform, *grade).known.contains(at));
+        hold(RULE, in_tables, || format!("{} is not in its pools", worker.record.name))?;
+    }
+    for (index, entry) in s.farm.platforms.iter().enumerate() {
+        for grade in GRADES {
+            let platform = crate::slab::PlatformIx(u32::try_from(index).unwrap_or(u32::MAX));
+            let mut expected = Pool::default();
+            for (at, worker) in s.farm.workers.iter().filter(|(_, worker)| worker.grade_of(platform) == Some(grade)) {
+                expected.known.set(at, true);
+                expected.place(at, Default::default(), worker.standing_now());
+            }
+            let found = &entry.pools[grade_index(grade)];
+            hold(RULE, found.is_same(&expected), || {
+                format!("{} {grade}: {found:?}, not {expected:?}", entry.platform)
+            })?;
+            let counted = live.get(&(platform.0, grade_index(grade))).copied().unwrap_or(0);
+            let kept = entry.live[grade_index(grade)];
+            hold(RULE, kept == counted, || format!("{} {grade}: {kept} live attempts, not {counted}", entry.platform))?;
+        }
+    }
+    Ok(())
+}
+
+/// Emulation is never silent, and never where the policy rules it out.
+pub fn check_emulation(s: &Scheduler) -> Result<(), Violation> {
+    s.tasks.iter().try_for_each(|(_, task)| {
+        let Some(attempt) = &task.record.attempt else { return Ok(()) };
+        let policy = s.builds[task.build].record.spec.emulation;
+        let is_sound =
+            !attempt.grade.is_emulated() || (attempt.reason.contains("emulat") && policy != EmulationPolicy::Never);
+        hold("emulation is not silent", is_sound, || format!("{:?} under {policy}", task.record))
+    })
+}
+
+/// Whatever waits for time to pass has its timer.
+pub fn check_timers(s: &Scheduler) -> Result<(), Violation> {
+    const RULE: &str = "nothing waits forever";
+    for (_, build) in s.builds.iter().filter(|(_, build)| !build.record.state.is_final()) {
+        let set = s.timers.contains(build.record.deadline, Timer::Timeout(build.record.id));
+        hold(RULE, set, || format!("build {} has no timeout", build.record.id))?;
+    }
+    for (_, task) in s.tasks.iter() {
+        if let TaskState::Backoff { until, .. } = &task.record.state {
+            let set = s.timers.contains(*until, Timer::Backoff(task.record.id));
+            hold(RULE, set, || format!("task {} backs off for ever", task.record.id))?;
+        }
+    }
+    for (_, worker) in s.farm.workers.iter() {
+        let id = worker.record.id;
+        let set = match worker.link {
+            Link::Online { check, .. } => s.timers.contains(check, Timer::Lease(id)),
+            Link::Grace { until } => s.timers.contains(until, Timer::Grace(id)),
+            Link::Offline => worker.attempts.is_empty(),
+        };
+        hold(RULE, set, || format!("worker {} is {:?} for ever", worker.record.name, worker.link))?;
+        if let Some(quarantine) = &worker.record.quarantine {
+            let set = worker.canary_due || s.timers.contains(quarantine.canary_at, Timer::Canary(id));
+            hold(RULE, set, || format!("worker {} never gets its canary", worker.record.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// No task waits while a healthy worker that suits it natively has a slot free.
+pub fn check_work_conserving(s: &Scheduler) -> Result<(), Violation> {
+    const RULE: &str = "nothing waits beside a free worker";
+    if s.review_at.is_some_and(|at| at <= s.now) {
+        // More was due than one turn may do; the rest is next.
+        return Ok(());
+    }
+    for (_, lane) in s.queue.lanes.iter() {
+        let members = &s.farm.selectors.get(lane.key.selector).members;
+        for grade in GRADES {
+            if grade.is_emulated() && lane.key.mode != Mode::Open {
+                continue;
+            }
+            let pool = s.farm.pool(lane.key.platform, grade);
+            for set in [&pool.idle, &pool.partly] {
+                if !set.meets(members) {
+                    continue;
+                }
+                let idle_beside = lane.tasks().find_map(|(_, order)| {
+                    set.first_common(members, 0, |worker| s.suits(order.task, worker))
+                        .map(|worker| (order.task, worker))
+                });
+                hold(RULE, idle_beside.is_none(), || format!("{idle_beside:?} {grade}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A task is tried so often and no more.
+pub fn check_tries(s: &Scheduler) -> Result<(), Violation> {
+    s.tasks.iter().try_for_each(|(_, task)| {
+        hold("tries are bounded", task.record.attempts <= s.config.attempts_per_task, || format!("{:?}", task.record))
+    })
+}
+
+/// What may become of a task's record from one commit to the next: a digest stays but by a retry of nothing.
+///
+/// # Errors
+/// A leg that had its digest lost it, or its revision did not grow.
+pub fn check_transition(old: &TaskRecord, new: &TaskRecord) -> Result<(), Violation> {
+    let keeps = !matches!(old.state, TaskState::Succeeded { .. }) || old.state == new.state;
+    hold("a leg that has its digest is never built again", keeps, || {
+        format!("{:?} became {:?}", old.state, new.state)
+    })?;
+    hold("revisions grow", new.revision > old.revision, || format!("{} after {}", new.revision, old.revision))
+}
+
+impl Scheduler {
+    /// The cheap part of the rules, for every turn of a debug build.
+    ///
+    /// # Errors
+    /// The first rule that does not hold.
+    pub fn check_quick(&self) -> Result<(), Violation> {
+        if self.mutation != crate::mutation::Mutation::None {
+            return Ok(());
+        }
+        let (open, held) = (self.build_ids.len() >= self.open, self.task_ids.len() == self.tasks.len());
+        hold("every build and task is found by its id", open && held, || format!("{} open builds", self.open))?;
+        let waiting = self.queue.waiting();
+        hold("the queue holds what waits", waiting <= self.tasks.len(), || {
+            format!("{waiting} of {}", self.tasks.len())
+        })?;
+        let settled = self.turn.touched.is_empty() && self.turn.fresh.is_empty() && self.turn.acts.is_empty();
+        hold("a turn gives out all it has", settled, || "work is left over".to_owned())
+    }
+
+    /// Sizes of everything that is held, for the tests that show them bounded.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn sizes(&self) -> BTreeMap<&'static str, usize> {
+        BTreeMap::from([
+            ("builds", self.builds.len()),
+            ("tasks", self.tasks.len()),
+            ("requests", self.requests.len()),
+            ("finals", self.finals.len()),
+            ("timers", self.timers.len()),
+            ("flows", self.queue.flows.len()),
+            ("lanes", self.queue.lanes.len()),
+            ("selectors", self.farm.selectors.len()),
+            ("memories", self.history.len()),
+        ])
+    }
+}

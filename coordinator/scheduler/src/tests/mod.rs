@@ -1,0 +1,4 @@
+//! Unit tests of the scheduler's behaviour, one behaviour each.
+
+mod loss;
+mod spine;
