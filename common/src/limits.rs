@@ -98,6 +98,19 @@ pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
 /// Tries of one task after infrastructure failures.
 pub const ATTEMPTS_PER_TASK: u32 = 3;
 
+// Identity.
+/// Life of the coordinator's and the workers' certificates; renewed after two thirds.
+pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// A worker's certificate request.
+pub const CSR_BYTES: usize = 16 * 1024;
+pub const JOIN_TOKENS: usize = 1_000;
+pub const JOIN_TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(3600);
+pub const JOIN_TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const API_TOKENS: usize = 10_000;
+pub const TOKEN_NAME_BYTES: usize = 128;
+/// Longest `authorization` header that is looked at.
+pub const BEARER_BYTES: usize = 4 * 1024;
+
 // The farm.
 /// Builds that are not final yet; one more is refused with RESOURCE_EXHAUSTED.
 pub const OPEN_BUILDS: usize = 10_000;

@@ -4,5 +4,6 @@ pub mod contexts;
 pub mod credentials;
 pub mod driver;
 pub mod logs;
+pub mod pki;
 pub mod server;
 pub mod store;
