@@ -45,6 +45,7 @@ main() {
         esac
         shift
     done
+    stop_with_watched
     [[ $STATE =~ ^[A-Za-z0-9/._-]{2,60}$ ]] || die "$STATE cannot hold sockets" "set KILN_QUICKSTART_DIR to a short path without spaces"
     "$action"
 }

@@ -102,7 +102,7 @@ begin() {
     mkdir -p "$LOGS"
     trap clean_up EXIT
     # A run that is stopped from outside must not leave its engines running.
-    trap 'exit 130' INT TERM
+    stop_with_watched
 }
 
 clean_up() {

@@ -42,13 +42,17 @@ install_packages() {
     done
     [[ ${#missing[@]} -gt 0 ]] || return 0
     ensure_apt_lists
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-        -o DPkg::Lock::Timeout=300 "${missing[@]}" </dev/null
+    # Old lists can name versions that the archive has dropped since.
+    apt_install "${missing[@]}" || { update_lists && apt_install "${missing[@]}"; }
 }
 
-ensure_apt_lists() {
-    [[ -n $(debian_mirror) ]] || apt-get update -q -o DPkg::Lock::Timeout=300 </dev/null
+apt_install() {
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "$@" </dev/null
 }
+
+ensure_apt_lists() { [[ -n $(debian_mirror) ]] || update_lists; }
+
+update_lists() { apt-get update -q -o DPkg::Lock::Timeout=300 </dev/null; }
 
 # debian_mirror: the address of the machine's own Debian archive. apt itself reads its sources, in
 # whichever form they are written; Origin and Label leave out third parties and the security archive.

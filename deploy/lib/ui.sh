@@ -35,6 +35,16 @@ die() {
     fail "$@" || exit 1
 }
 
+# A shell without job control hides Ctrl-C from what it runs in the background, so a script that uses
+# `watched` calls this first.
+stop_with_watched() {
+    trap 'end_watched; exit 130' INT
+    trap 'end_watched; exit 143' TERM
+}
+
+WATCHED=""
+end_watched() { [[ -z $WATCHED ]] || kill "$WATCHED" 2>/dev/null || true; }
+
 # watched LABEL LOG COMMAND...: runs the command into LOG and shows every UI_PULSE seconds that it
 # is alive. Returns the command's status.
 watched() {
@@ -42,6 +52,7 @@ watched() {
     shift 2
     "$@" >"$log" 2>&1 &
     pid=$!
+    WATCHED=$pid
     local next=$((SECONDS + UI_PULSE))
     while kill -0 "$pid" 2>/dev/null; do
         sleep 0.2
@@ -52,6 +63,7 @@ watched() {
             say "$label: $((SECONDS - started)) s ... $last"
         fi
     done
+    WATCHED=""
     wait "$pid"
 }
 
