@@ -1,5 +1,27 @@
 //! The driver: the only loop that changes the farm's state.
+//!
+//! ```text
+//! drain up to DRIVER_BATCH commands -> scheduler.handle(event, now) -> one transaction -> act on the effects, in order
+//! ```
+//! `api`, `sessions` and `publish` reach it through [`Handle`]. Invariant: nobody is told anything, and nothing is sent
+//! anywhere, before what it rests on is committed. When a commit fails, the loop ends with an error and the process
+//! with it: what was in memory is not what the store holds any more, and a restart recovers.
 
+mod handle;
+mod hub;
+mod ledger;
+mod outbox;
 pub mod publisher;
+mod publishing;
+mod recovery;
+mod turn;
 
+#[cfg(test)]
+mod tests;
+
+pub use handle::{DriverError, Handle, SubmitError};
+pub use hub::{BuildWatch, WatchEnd, WorkerWatch};
+pub use ledger::{Ledger, LiveAttempt};
+pub use outbox::{Order, Outbox};
 pub use publisher::{PublishOutcome, Publisher};
+pub use turn::{Driver, Parts, StopCause};

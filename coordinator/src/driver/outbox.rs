@@ -1,0 +1,23 @@
+//! What the driver sends to workers. `sessions` carries it; tests collect it.
+
+use kiln_common::{AttemptId, WorkerId};
+use kiln_scheduler::effect::Dispatch;
+
+/// One thing that a worker is to know or do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Its registration is committed; of the attempts that it announced, these go on.
+    Adopted { attempts: Vec<AttemptId> },
+    /// Run this.
+    Assign(Box<Dispatch>),
+    /// Stop this.
+    Cancel { attempt: AttemptId, reason: String },
+    /// Its final report is committed.
+    Acknowledge { attempt: AttemptId },
+}
+
+/// Takes orders for workers and never waits: an order for a worker without a session is dropped, for the scheduler hears
+/// of that worker's absence anyway.
+pub trait Outbox: Send + Sync + 'static {
+    fn send(&self, worker: WorkerId, order: Order);
+}

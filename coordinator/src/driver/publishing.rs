@@ -1,0 +1,119 @@
+//! The publishes that run. Started and abandoned by the driver, each ends with an event to it.
+//!
+//! Invariant: a build has at most one publish running; a new one starts once the earlier one has ended.
+
+use std::{collections::HashMap, sync::Arc};
+
+use kiln_common::BuildId;
+use kiln_scheduler::{Event, effect::PublishJob};
+use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::{
+    handle::Handle,
+    publisher::{PublishOutcome, Publisher},
+};
+use crate::secrets::SecretStore;
+
+/// Publishes at once; the others wait.
+const CONCURRENT: usize = 64;
+
+pub(super) struct Publishing {
+    publisher: Arc<dyn Publisher>,
+    secrets: SecretStore,
+    driver: Handle,
+    permits: Arc<Semaphore>,
+    running: HashMap<BuildId, Running>,
+}
+
+struct Running {
+    publish: u32,
+    abandoned: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Publishing {
+    pub(super) fn new(publisher: Arc<dyn Publisher>, secrets: SecretStore, driver: Handle) -> Self {
+        Self { publisher, secrets, driver, permits: Arc::new(Semaphore::new(CONCURRENT)), running: HashMap::new() }
+    }
+
+    pub(super) fn start(&mut self, job: PublishJob) {
+        self.running.retain(|_, running| !running.task.is_finished());
+        let earlier = self.running.remove(&job.build).map(|running| {
+            running.abandoned.cancel();
+            running.task
+        });
+        let abandoned = CancellationToken::new();
+        let one = One {
+            publisher: Arc::clone(&self.publisher),
+            secrets: self.secrets.clone(),
+            driver: self.driver.clone(),
+            permits: Arc::clone(&self.permits),
+            abandoned: abandoned.clone(),
+        };
+        let (build, publish) = (job.build, job.publish);
+        let task = tokio::spawn(one.run(job, earlier));
+        self.running.insert(build, Running { publish, abandoned, task });
+    }
+
+    pub(super) fn abandon(&mut self, build: BuildId) {
+        if let Some(running) = self.running.get(&build) {
+            info!(%build, publish = running.publish, "publish abandoned");
+            running.abandoned.cancel();
+        }
+    }
+}
+
+impl Drop for Publishing {
+    /// A publish must not outlive the loop that would record what it did.
+    fn drop(&mut self) {
+        for running in self.running.values() {
+            running.abandoned.cancel();
+            running.task.abort();
+        }
+    }
+}
+
+struct One {
+    publisher: Arc<dyn Publisher>,
+    secrets: SecretStore,
+    driver: Handle,
+    permits: Arc<Semaphore>,
+    abandoned: CancellationToken,
+}
+
+impl One {
+    async fn run(self, job: PublishJob, earlier: Option<JoinHandle<()>>) {
+        if let Some(earlier) = earlier {
+            // Whether it ended well or was aborted, it has ended.
+            drop(earlier.await);
+        }
+        let (build, publish) = (job.build, job.publish);
+        let outcome = self.publish(job).await;
+        let event = match outcome {
+            PublishOutcome::Succeeded(published) => {
+                info!(%build, publish, digest = %published.digest, "published");
+                Event::PublishSucceeded { build, publish, published }
+            }
+            PublishOutcome::Failed { published, message } => {
+                info!(%build, publish, %message, "publish failed");
+                Event::PublishFailed { build, publish, published, message }
+            }
+        };
+        // A driver that stopped recovers the build as publishing and starts again.
+        drop(self.driver.event(event).await);
+    }
+
+    async fn publish(&self, job: PublishJob) -> PublishOutcome {
+        let _permit = self.permits.acquire().await;
+        let build = job.build;
+        match self.secrets.open(build).await {
+            Ok(secrets) => self.publisher.publish(job, secrets.credentials, self.abandoned.clone()).await,
+            Err(error) => {
+                error!(%build, %error, "the build's credentials do not open");
+                PublishOutcome::Failed { published: None, message: format!("the registry credentials: {error}") }
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! One turn after the other: events in, one transaction, effects out.
+
+use std::{sync::Arc, time::Duration};
+
+use kiln_common::{BuildId, Timestamp, WorkerId, limits};
+use kiln_scheduler::{Effect, Event, Scheduler, effect::Refusal};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    handle::{Command, Handle, WatchBuildError},
+    hub::{BuildWatch, Hub},
+    ledger::Ledger,
+    outbox::{Order, Outbox},
+    publisher::Publisher,
+    publishing::Publishing,
+    recovery,
+};
+use crate::{
+    secrets::SecretStore,
+    store::{Store, StoreError, Txn, keys, records},
+};
+
+/// What a driver is made of.
+pub struct Parts {
+    pub scheduler: Scheduler,
+    pub store: Arc<dyn Store>,
+    pub secrets: SecretStore,
+    pub outbox: Arc<dyn Outbox>,
+    pub publisher: Arc<dyn Publisher>,
+    pub ledger: Arc<Ledger>,
+}
+
+/// Why the loop ended other than when told to.
+#[derive(Debug, thiserror::Error)]
+pub enum StopCause {
+    #[error("the farm's state cannot be read: {0}")]
+    Restore(StoreError),
+    #[error("a change of the farm's state could not be committed: {0}")]
+    Commit(StoreError),
+}
+
+pub struct Driver {
+    scheduler: Scheduler,
+    store: Arc<dyn Store>,
+    outbox: Arc<dyn Outbox>,
+    ledger: Arc<Ledger>,
+    publishing: Publishing,
+    hub: Hub,
+    queue: mpsc::Receiver<Command>,
+    /// The latest moment handed to the scheduler.
+    now: Timestamp,
+}
+
+type Answer = (oneshot::Sender<Result<BuildId, Refusal>>, Result<BuildId, Refusal>);
+
+/// What one turn collects before its commit.
+#[derive(Default)]
+struct Turn {
+    txn: Txn,
+    effects: Vec<Effect>,
+    answers: Vec<Answer>,
+    /// What is to be done on the committed state.
+    after: Vec<Command>,
+    touched: Vec<WorkerId>,
+}
+
+impl Driver {
+    /// A queue's receiving and sending ends, the sending end made first because sessions and publishes need it too.
+    #[must_use]
+    pub fn queue() -> (Handle, Queue) {
+        let (sender, receiver) = mpsc::channel(limits::DRIVER_QUEUE);
+        (Handle::new(sender), Queue(receiver))
+    }
+
+    /// Reads the state from the store and acts on what follows from it.
+    ///
+    /// # Errors
+    /// [`StopCause`].
+    pub async fn restore(parts: Parts, handle: Handle, queue: Queue) -> Result<Self, StopCause> {
+        let event = recovery::restore(&*parts.store, &parts.ledger).await.map_err(StopCause::Restore)?;
+        let mut driver = Self {
+            scheduler: parts.scheduler,
+            publishing: Publishing::new(parts.publisher, parts.secrets, handle),
+            store: parts.store,
+            outbox: parts.outbox,
+            ledger: parts.ledger,
+            hub: Hub::default(),
+            queue: queue.0,
+            now: Timestamp::default(),
+        };
+        let mut turn = Turn::default();
+        driver.read_clock();
+        driver.scheduler.handle_into(event, driver.now, &mut turn.effects);
+        driver.finish(turn).await.map_err(StopCause::Commit)?;
+        Ok(driver)
+    }
+
+    /// Until `stop`.
+    ///
+    /// # Errors
+    /// [`StopCause`]: nothing that was not committed was told to anyone.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), StopCause> {
+        loop {
+            let wait = self.scheduler.poll_deadline().map(|deadline| deadline.since(Timestamp::now()));
+            let command = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                command = self.queue.recv() => match command {
+                    Some(command) => Some(command),
+                    None => break,
+                },
+                () = sleep(wait) => None,
+            };
+            self.turn(command).await.map_err(StopCause::Commit)?;
+        }
+        info!("driver stopped");
+        Ok(())
+    }
+
+    async fn turn(&mut self, first: Option<Command>) -> Result<(), StoreError> {
+        self.read_clock();
+        let mut turn = Turn::default();
+        let mut next = first;
+        for _ in 0..limits::DRIVER_BATCH {
+            let Some(command) = next else { break };
+            self.take(command, &mut turn)?;
+            next = self.queue.try_recv().ok();
+        }
+        if let Some(command) = next {
+            self.take(command, &mut turn)?;
+        }
+        if self.scheduler.poll_deadline().is_some_and(|deadline| deadline <= self.now) {
+            self.scheduler.handle_deadline_into(self.now, &mut turn.effects);
+        }
+        self.finish(turn).await
+    }
+
+    fn read_clock(&mut self) {
+        self.now = self.now.max(Timestamp::now());
+    }
+
+    fn take(&mut self, command: Command, turn: &mut Turn) -> Result<(), StoreError> {
+        match command {
+            Command::Event(event) => {
+                turn.touched.extend(worker_of(&event));
+                self.scheduler.handle_into(*event, self.now, &mut turn.effects);
+            }
+            Command::Request { events, sealed, answer } => self.take_request(events, sealed, answer, turn)?,
+            after @ (Command::Query(_) | Command::WatchBuild { .. } | Command::WatchWorkers { .. }) => {
+                turn.after.push(after);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_request(
+        &mut self,
+        events: Vec<Event>,
+        sealed: Option<Vec<u8>>,
+        answer: oneshot::Sender<Result<BuildId, Refusal>>,
+        turn: &mut Turn,
+    ) -> Result<(), StoreError> {
+        let own = events.last().and_then(build_of);
+        let start = turn.effects.len();
+        for event in events {
+            self.scheduler.handle_into(event, self.now, &mut turn.effects);
+        }
+        let outcome = turn.effects[start..].iter().find_map(outcome_of);
+        if let (Some(Ok(build)), Some(sealed)) = (&outcome, sealed)
+            && own == Some(*build)
+        {
+            turn.txn.put(keys::secrets(*build), sealed);
+        }
+        match outcome {
+            Some(outcome) => turn.answers.push((answer, outcome)),
+            None => warn!(build = ?own, "the scheduler gave no answer to a request"),
+        }
+        // Records go into the transaction in order with the secrets: an end in the same turn deletes them again.
+        stage(&mut turn.txn, &turn.effects[start..])
+    }
+
+    async fn finish(&mut self, mut turn: Turn) -> Result<(), StoreError> {
+        stage(&mut turn.txn, &turn.effects)?;
+        if !turn.txn.is_empty() {
+            let writes = turn.txn.writes.len();
+            let revision = self.store.commit(std::mem::take(&mut turn.txn)).await?;
+            debug!(revision, writes, "turn committed");
+        }
+        for effect in std::mem::take(&mut turn.effects) {
+            self.act(effect);
+        }
+        for (answer, outcome) in turn.answers {
+            // A caller that went away asks again with its request id.
+            drop(answer.send(outcome));
+        }
+        turn.touched.into_iter().for_each(|worker| self.hub.worker_changed(worker));
+        self.hub.flush();
+        for command in turn.after {
+            self.serve(command).await;
+        }
+        Ok(())
+    }
+
+    /// Acts on an effect whose turn is committed.
+    fn act(&mut self, effect: Effect) {
+        match effect {
+            Effect::PutBuild(build) => self.hub.build_changed(&build),
+            Effect::PutTask(task) => {
+                self.ledger.committed(&task);
+                self.hub.task_changed(&task);
+            }
+            Effect::PutWorker(worker) => self.hub.worker_changed(worker.id),
+            Effect::DeleteWorker(worker) => self.hub.worker_changed(worker),
+            // Answered with the turn's other requests.
+            Effect::Accepted { .. } | Effect::Refused { .. } => {}
+            Effect::Dispatch(dispatch) => {
+                let worker = dispatch.worker;
+                info!(
+                    build = %dispatch.build, attempt = %dispatch.attempt, %worker, platform = %dispatch.platform,
+                    grade = %dispatch.grade, "task assigned"
+                );
+                self.ledger.dispatched(&dispatch);
+                self.send(worker, Order::Assign(dispatch));
+            }
+            Effect::CancelAttempt { worker, attempt, reason } => self.send(worker, Order::Cancel { attempt, reason }),
+            Effect::AcknowledgeReport { worker, attempt } => self.send(worker, Order::Acknowledge { attempt }),
+            Effect::Adopted { worker, attempts } => self.send(worker, Order::Adopted { attempts }),
+            Effect::Publish(job) => self.publishing.start(*job),
+            Effect::AbandonPublish { build } => self.publishing.abandon(build),
+            Effect::Finished { build } => info!(%build, "build finished"),
+        }
+    }
+
+    fn send(&mut self, worker: WorkerId, order: Order) {
+        self.hub.worker_changed(worker);
+        self.outbox.send(worker, order);
+    }
+
+    /// Serves what reads the committed state.
+    async fn serve(&mut self, command: Command) {
+        match command {
+            Command::Query(ask) => ask(&self.scheduler),
+            Command::WatchBuild { build, answer } => drop(answer.send(self.watch(build).await)),
+            Command::WatchWorkers { answer } => drop(answer.send(self.hub.watch_workers())),
+            Command::Event(_) | Command::Request { .. } => {}
+        }
+    }
+
+    async fn watch(&mut self, build: BuildId) -> Result<BuildWatch, WatchBuildError> {
+        if let Some(joined) = self.hub.join(build) {
+            return Ok(joined?);
+        }
+        let view = records::build(&*self.store, build).await?.ok_or(WatchBuildError::Unknown { build })?;
+        Ok(self.hub.watch(view))
+    }
+}
+
+/// The receiving end of a driver's queue.
+pub struct Queue(mpsc::Receiver<Command>);
+
+/// Puts the effects' records, indexes and deletions into the transaction. Staging an effect twice changes nothing.
+fn stage(txn: &mut Txn, effects: &[Effect]) -> Result<(), StoreError> {
+    for effect in effects {
+        match effect {
+            Effect::PutBuild(build) => records::put_build(txn, build)?,
+            Effect::PutTask(task) => records::put_task(txn, task)?,
+            Effect::PutWorker(worker) => records::put_worker(txn, worker)?,
+            Effect::DeleteWorker(worker) => drop(txn.delete(keys::worker(*worker))),
+            Effect::Finished { build } => drop(txn.delete(keys::secrets(*build))),
+            Effect::Accepted { .. }
+            | Effect::Refused { .. }
+            | Effect::Dispatch(_)
+            | Effect::CancelAttempt { .. }
+            | Effect::AcknowledgeReport { .. }
+            | Effect::Adopted { .. }
+            | Effect::Publish(_)
+            | Effect::AbandonPublish { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+fn outcome_of(effect: &Effect) -> Option<Result<BuildId, Refusal>> {
+    match effect {
+        Effect::Accepted { build } => Some(Ok(*build)),
+        Effect::Refused { refusal, .. } => Some(Err(refusal.clone())),
+        Effect::PutBuild(_)
+        | Effect::PutTask(_)
+        | Effect::PutWorker(_)
+        | Effect::DeleteWorker(_)
+        | Effect::Dispatch(_)
+        | Effect::CancelAttempt { .. }
+        | Effect::AcknowledgeReport { .. }
+        | Effect::Adopted { .. }
+        | Effect::Publish(_)
+        | Effect::AbandonPublish { .. }
+        | Effect::Finished { .. } => None,
+    }
+}
+
+const fn build_of(event: &Event) -> Option<BuildId> {
+    match event {
+        Event::Submit { build, .. }
+        | Event::Cancel { build, .. }
+        | Event::Retry { build }
+        | Event::Backfill { build }
+        | Event::PublishSucceeded { build, .. }
+        | Event::PublishFailed { build, .. } => Some(*build),
+        Event::Restore { .. }
+        | Event::Recall { .. }
+        | Event::WorkerEnrolled { .. }
+        | Event::WorkerConnected { .. }
+        | Event::WorkerHeartbeat { .. }
+        | Event::WorkerDisconnected { .. }
+        | Event::WorkerLeaving { .. }
+        | Event::WorkerUpdated { .. }
+        | Event::WorkerRemoved { .. }
+        | Event::AttemptReported { .. } => None,
+    }
+}
+
+/// The worker whose listing an event may change.
+const fn worker_of(event: &Event) -> Option<WorkerId> {
+    match event {
+        Event::WorkerConnected { worker, .. }
+        | Event::WorkerHeartbeat { worker, .. }
+        | Event::WorkerDisconnected { worker }
+        | Event::WorkerLeaving { worker, .. }
+        | Event::WorkerUpdated { worker, .. }
+        | Event::WorkerRemoved { worker }
+        | Event::AttemptReported { worker, .. } => Some(*worker),
+        Event::Restore { .. }
+        | Event::Submit { .. }
+        | Event::Cancel { .. }
+        | Event::Recall { .. }
+        | Event::Retry { .. }
+        | Event::Backfill { .. }
+        | Event::WorkerEnrolled { .. }
+        | Event::PublishSucceeded { .. }
+        | Event::PublishFailed { .. } => None,
+    }
+}
+
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}
