@@ -1,159 +1,216 @@
 //! How the rest of the coordinator reaches the driver. Cheap to clone.
 
-use kiln_common::{BuildId, BuildSpec};
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::Stream;
+use kiln_common::{BuildId, BuildSpec, Timestamp, WorkerId};
 use kiln_scheduler::{Event, Scheduler, effect::Refusal};
 use tokio::sync::{mpsc, mpsc::error::TrySendError, oneshot};
+use tracing::error;
 
-use super::hub::{BuildWatch, WatchEnd, WorkerWatch};
-use crate::store::{StoreError, records::BuildView};
+use super::hub::{self, WatchEnd};
+use crate::{
+    credentials::BuildSecrets,
+    secrets::SecretStore,
+    store::{Store, StoreError, keys, records, records::BuildView},
+};
 
 /// What waits for the driver.
 pub(super) enum Command {
-    /// No answer is wanted.
-    Event(Box<Event>),
+    /// `done` is told once the turn that handled it is committed.
+    Event { event: Box<Event>, done: Option<oneshot::Sender<()>> },
     /// Events in order; the last one is answered by `Accepted` or `Refused`.
     Request { events: Vec<Event>, sealed: Option<Vec<u8>>, answer: oneshot::Sender<Result<BuildId, Refusal>> },
     /// Runs on the committed state, between two turns.
-    Query(Box<dyn FnOnce(&Scheduler) + Send>),
-    WatchBuild { build: BuildId, answer: oneshot::Sender<Result<BuildWatch, WatchBuildError>> },
-    WatchWorkers { answer: oneshot::Sender<WorkerWatch> },
+    Query(Box<dyn FnOnce(&Scheduler, Timestamp) + Send>),
+    WatchBuild { build: BuildId, answer: oneshot::Sender<Result<hub::BuildWatch, WatchError>> },
+    WatchWorkers { answer: oneshot::Sender<hub::WorkerWatch> },
 }
 
-/// Why a build cannot be watched.
-#[derive(Debug, thiserror::Error)]
-pub enum WatchBuildError {
-    #[error("there is no build {build}")]
-    Unknown { build: BuildId },
-    #[error(transparent)]
-    End(#[from] WatchEnd),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Driver(#[from] DriverError),
+/// A checked build to accept.
+#[derive(Debug)]
+pub struct Submission {
+    pub build: BuildId,
+    pub request_id: Option<String>,
+    pub spec: BuildSpec,
+    pub secrets: BuildSecrets,
 }
 
-/// The driver did not take the command.
+/// A build that is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Submitted {
+    pub build: BuildId,
+    /// An earlier submit with the same request id had made it.
+    pub existed: bool,
+}
+
+/// The driver does not run any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum DriverError {
-    #[error("the farm is stopping; try again")]
-    Stopped,
-    #[error("the farm has more to do than it can take in; try again later")]
-    Busy,
-}
+#[error("the farm is stopping; try again")]
+pub struct Stopped;
 
 /// Why a submit, a retry or a backfill came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error(transparent)]
-    Driver(#[from] DriverError),
+    #[error("the farm has more to do than it can take in; try again later")]
+    Overloaded,
+    #[error("the farm is stopping; try again")]
+    Stopped,
 }
+
+/// Why a watch did not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    #[error("there is no build {build}")]
+    Unknown { build: BuildId },
+    #[error(transparent)]
+    Ended(#[from] WatchEnd),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the farm is stopping; try again")]
+    Stopped,
+}
+
+/// A build as of the watch's start, then after every change; ends after the final state.
+pub type BuildWatch = Pin<Box<dyn Stream<Item = Result<Arc<BuildView>, WatchError>> + Send>>;
+/// Workers that changed, as they do.
+pub type WorkerWatch = Pin<Box<dyn Stream<Item = Result<Vec<WorkerId>, WatchError>> + Send>>;
 
 #[derive(Clone)]
 pub struct Handle {
     queue: mpsc::Sender<Command>,
+    secrets: SecretStore,
+    store: Arc<dyn Store>,
 }
 
 impl Handle {
-    pub(super) const fn new(queue: mpsc::Sender<Command>) -> Self {
-        Self { queue }
+    pub(super) fn new(queue: mpsc::Sender<Command>, store: Arc<dyn Store>, secrets: SecretStore) -> Self {
+        Self { queue, secrets, store }
     }
 
-    /// Hands in a checked build with its sealed secrets. The answer is the build's id once it is durable: another one than
-    /// `build` where the request id had made that before.
+    /// What is committed: final builds that the scheduler forgot, listings, images.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Hands in a checked build. The answer comes once the build and its sealed secrets are durable.
     ///
     /// # Errors
     /// [`SubmitError`]: nothing was made.
-    pub async fn submit(
-        &self,
-        build: BuildId,
-        request_id: Option<String>,
-        spec: BuildSpec,
-        sealed: Option<Vec<u8>>,
-    ) -> Result<BuildId, SubmitError> {
-        self.request(vec![Event::Submit { build, request_id, spec: Box::new(spec) }], sealed).await
+    pub async fn submit(&self, submission: Submission) -> Result<Submitted, SubmitError> {
+        let Submission { build, request_id, spec, secrets } = submission;
+        if let Some(earlier) = self.earlier(request_id.as_deref()).await? {
+            return Ok(Submitted { build: earlier, existed: true });
+        }
+        let sealed = (!secrets.is_empty()).then(|| self.secrets.seal(build, &secrets));
+        let event = Event::Submit { build, request_id, spec: Box::new(spec) };
+        let made = self.request(vec![event], sealed).await?;
+        Ok(Submitted { build: made, existed: made != build })
     }
 
-    /// Runs what failed again. `known` is the build as the store holds it.
+    /// Runs what failed of a final build again, keeping every digest.
     ///
     /// # Errors
     /// [`SubmitError`]: nothing changed.
-    pub async fn retry(&self, known: BuildView) -> Result<BuildId, SubmitError> {
-        let build = known.build.id;
-        self.request(vec![recall(known), Event::Retry { build }], None).await
+    pub async fn retry(&self, build: BuildId) -> Result<BuildId, SubmitError> {
+        let mut events = self.recall(build).await?;
+        events.push(Event::Retry { build });
+        self.request(events, None).await
     }
 
-    /// Runs the missing optional legs. `known` is the build as the store holds it.
+    /// Runs the optional legs that an incomplete build lacks.
     ///
     /// # Errors
     /// [`SubmitError`]: nothing changed.
-    pub async fn backfill(&self, known: BuildView) -> Result<BuildId, SubmitError> {
-        let build = known.build.id;
-        self.request(vec![recall(known), Event::Backfill { build }], None).await
+    pub async fn backfill(&self, build: BuildId) -> Result<BuildId, SubmitError> {
+        let mut events = self.recall(build).await?;
+        events.push(Event::Backfill { build });
+        self.request(events, None).await
     }
 
-    /// Hands in an event and waits for a place in the queue, not for what comes of it.
+    /// Hands in an event; resolves once the turn that handled it is committed.
     ///
     /// # Errors
-    /// [`DriverError::Stopped`].
-    pub async fn event(&self, event: Event) -> Result<(), DriverError> {
-        self.queue.send(Command::Event(Box::new(event))).await.map_err(|_| DriverError::Stopped)
+    /// [`Stopped`]: it may or may not have happened.
+    pub async fn send(&self, event: Event) -> Result<(), Stopped> {
+        let (done, is_done) = oneshot::channel();
+        let command = Command::Event { event: Box::new(event), done: Some(done) };
+        self.queue.send(command).await.map_err(|_| Stopped)?;
+        is_done.await.map_err(|_| Stopped)
     }
 
-    /// Hands in events that belong together and waits until they are committed.
+    /// Hands in an event; resolves once it has its place in the queue.
     ///
     /// # Errors
-    /// [`DriverError::Stopped`].
-    pub async fn settle(&self, event: Event) -> Result<(), DriverError> {
-        self.event(event).await?;
-        self.query(|_| ()).await
+    /// [`Stopped`].
+    pub async fn post(&self, event: Event) -> Result<(), Stopped> {
+        self.queue.send(Command::Event { event: Box::new(event), done: None }).await.map_err(|_| Stopped)
     }
 
-    /// What the committed state says.
+    /// What the committed state says, and the moment of its last turn.
     ///
     /// # Errors
-    /// [`DriverError::Stopped`].
+    /// [`Stopped`].
     pub async fn query<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&Scheduler) -> T + Send + 'static,
-    ) -> Result<T, DriverError> {
+        ask: impl FnOnce(&Scheduler, Timestamp) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
         let (answer, answered) = oneshot::channel();
-        let ask = move |scheduler: &Scheduler| drop(answer.send(ask(scheduler)));
-        self.queue.send(Command::Query(Box::new(ask))).await.map_err(|_| DriverError::Stopped)?;
-        answered.await.map_err(|_| DriverError::Stopped)
+        let ask = move |scheduler: &Scheduler, now| drop(answer.send(ask(scheduler, now)));
+        self.queue.send(Command::Query(Box::new(ask))).await.map_err(|_| Stopped)?;
+        answered.await.map_err(|_| Stopped)
     }
 
     /// The build now and after every change.
     ///
     /// # Errors
-    /// [`WatchBuildError`].
-    pub async fn watch_build(&self, build: BuildId) -> Result<BuildWatch, WatchBuildError> {
+    /// [`WatchError`].
+    pub async fn watch_build(&self, build: BuildId) -> Result<BuildWatch, WatchError> {
         let (answer, answered) = oneshot::channel();
-        self.queue.send(Command::WatchBuild { build, answer }).await.map_err(|_| DriverError::Stopped)?;
-        answered.await.map_err(|_| DriverError::Stopped)?
+        self.queue.send(Command::WatchBuild { build, answer }).await.map_err(|_| WatchError::Stopped)?;
+        let watch = answered.await.map_err(|_| WatchError::Stopped)??;
+        Ok(Box::pin(watch.into_stream()))
     }
 
-    /// Ids of workers as they change.
+    /// Workers as they change.
     ///
     /// # Errors
-    /// [`DriverError::Stopped`].
-    pub async fn watch_workers(&self) -> Result<WorkerWatch, DriverError> {
+    /// [`Stopped`].
+    pub async fn watch_workers(&self) -> Result<WorkerWatch, Stopped> {
         let (answer, answered) = oneshot::channel();
-        self.queue.send(Command::WatchWorkers { answer }).await.map_err(|_| DriverError::Stopped)?;
-        answered.await.map_err(|_| DriverError::Stopped)
+        self.queue.send(Command::WatchWorkers { answer }).await.map_err(|_| Stopped)?;
+        let watch = answered.await.map_err(|_| Stopped)?;
+        Ok(Box::pin(watch.into_stream()))
+    }
+
+    /// The build that the request id made, as the store remembers it; the scheduler knows only the recent ones.
+    async fn earlier(&self, request_id: Option<&str>) -> Result<Option<BuildId>, SubmitError> {
+        let Some(request_id) = request_id else { return Ok(None) };
+        let entry = self.store.get(&keys::request(request_id)).await.map_err(unreadable)?;
+        entry.map(|entry| records::decode(&entry)).transpose().map_err(unreadable)
+    }
+
+    /// The event that brings a final build back into the scheduler's memory.
+    async fn recall(&self, build: BuildId) -> Result<Vec<Event>, SubmitError> {
+        let view = records::build(&*self.store, build).await.map_err(unreadable)?;
+        let view = view.ok_or(Refusal::UnknownBuild { build })?;
+        Ok(vec![Event::Recall { build: Box::new(view.build), tasks: view.tasks }])
     }
 
     async fn request(&self, events: Vec<Event>, sealed: Option<Vec<u8>>) -> Result<BuildId, SubmitError> {
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Command::Request { events, sealed, answer }).map_err(|error| match error {
-            TrySendError::Full(_) => DriverError::Busy,
-            TrySendError::Closed(_) => DriverError::Stopped,
+            TrySendError::Full(_) => SubmitError::Overloaded,
+            TrySendError::Closed(_) => SubmitError::Stopped,
         })?;
-        Ok(answered.await.map_err(|_| DriverError::Stopped)??)
+        Ok(answered.await.map_err(|_| SubmitError::Stopped)??)
     }
 }
 
-fn recall(known: BuildView) -> Event {
-    Event::Recall { build: Box::new(known.build), tasks: known.tasks }
+fn unreadable(error: StoreError) -> SubmitError {
+    error!(%error, "the store does not answer");
+    SubmitError::Stopped
 }

@@ -8,10 +8,12 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::{Stream, StreamExt, stream};
 use kiln_common::{BuildId, WorkerId, limits};
 use kiln_scheduler::{BuildRecord, TaskRecord};
 use tokio::sync::{broadcast, broadcast::error::RecvError};
 
+use super::handle::WatchError;
 use crate::store::records::BuildView;
 
 /// Why a watch ended before what it watches did.
@@ -26,17 +28,14 @@ pub enum WatchEnd {
 /// A build as of the watch's start and its changes.
 #[derive(Debug)]
 pub struct BuildWatch {
-    pub now: Arc<BuildView>,
+    now: Arc<BuildView>,
     changes: broadcast::Receiver<Arc<BuildView>>,
 }
 
 impl BuildWatch {
-    /// The build after its next change; `None` when nothing will follow.
-    ///
-    /// # Errors
-    /// [`WatchEnd::Slow`].
-    pub async fn next(&mut self) -> Result<Option<Arc<BuildView>>, WatchEnd> {
-        next(&mut self.changes).await
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Arc<BuildView>, WatchError>> + Send {
+        let first = stream::once(std::future::ready(Ok(self.now)));
+        first.chain(follow(self.changes))
     }
 }
 
@@ -47,21 +46,23 @@ pub struct WorkerWatch {
 }
 
 impl WorkerWatch {
-    /// The workers that changed since; `None` when the farm stops.
-    ///
-    /// # Errors
-    /// [`WatchEnd::Slow`].
-    pub async fn next(&mut self) -> Result<Option<Arc<HashSet<WorkerId>>>, WatchEnd> {
-        next(&mut self.changes).await
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Vec<WorkerId>, WatchError>> + Send {
+        follow(self.changes).map(|changed| changed.map(|changed| changed.iter().copied().collect()))
     }
 }
 
-async fn next<T: Clone>(changes: &mut broadcast::Receiver<T>) -> Result<Option<T>, WatchEnd> {
-    match changes.recv().await {
-        Ok(change) => Ok(Some(change)),
-        Err(RecvError::Closed) => Ok(None),
-        Err(RecvError::Lagged(_)) => Err(WatchEnd::Slow),
-    }
+/// Until nothing will follow, or the watcher is too slow.
+fn follow<T: Clone + Send + 'static>(
+    changes: broadcast::Receiver<T>,
+) -> impl Stream<Item = Result<T, WatchError>> + Send {
+    stream::unfold(Some(changes), |changes| async move {
+        let mut changes = changes?;
+        match changes.recv().await {
+            Ok(change) => Some((Ok(change), Some(changes))),
+            Err(RecvError::Closed) => None,
+            Err(RecvError::Lagged(_)) => Some((Err(WatchEnd::Slow.into()), None)),
+        }
+    })
 }
 
 #[derive(Debug)]

@@ -19,9 +19,12 @@ mod turn;
 #[cfg(test)]
 mod tests;
 
-pub use handle::{DriverError, Handle, SubmitError};
-pub use hub::{BuildWatch, WatchEnd, WorkerWatch};
+pub use handle::{BuildWatch, Handle, Stopped, Submission, SubmitError, Submitted, WatchError, WorkerWatch};
+pub use hub::WatchEnd;
 pub use ledger::{Ledger, LiveAttempt};
 pub use outbox::{Order, Outbox};
 pub use publisher::{PublishOutcome, Publisher};
-pub use turn::{Driver, Parts, StopCause};
+pub use turn::{Driver, Parts, Queue, StopCause};
+
+/// A build with its tasks, as committed.
+pub use crate::store::records::BuildView as BuildSnapshot;

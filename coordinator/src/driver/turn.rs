@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    handle::{Command, Handle, WatchBuildError},
+    handle::{Command, Handle, WatchError},
     hub::{BuildWatch, Hub},
     ledger::Ledger,
     outbox::{Order, Outbox},
@@ -61,6 +61,7 @@ struct Turn {
     txn: Txn,
     effects: Vec<Effect>,
     answers: Vec<Answer>,
+    done: Vec<oneshot::Sender<()>>,
     /// What is to be done on the committed state.
     after: Vec<Command>,
     touched: Vec<WorkerId>,
@@ -69,9 +70,9 @@ struct Turn {
 impl Driver {
     /// A queue's receiving and sending ends, the sending end made first because sessions and publishes need it too.
     #[must_use]
-    pub fn queue() -> (Handle, Queue) {
+    pub fn queue(store: Arc<dyn Store>, secrets: SecretStore) -> (Handle, Queue) {
         let (sender, receiver) = mpsc::channel(limits::DRIVER_QUEUE);
-        (Handle::new(sender), Queue(receiver))
+        (Handle::new(sender, store, secrets), Queue(receiver))
     }
 
     /// Reads the state from the store and acts on what follows from it.
@@ -143,8 +144,9 @@ impl Driver {
 
     fn take(&mut self, command: Command, turn: &mut Turn) -> Result<(), StoreError> {
         match command {
-            Command::Event(event) => {
+            Command::Event { event, done } => {
                 turn.touched.extend(worker_of(&event));
+                turn.done.extend(done);
                 self.scheduler.handle_into(*event, self.now, &mut turn.effects);
             }
             Command::Request { events, sealed, answer } => self.take_request(events, sealed, answer, turn)?,
@@ -195,6 +197,7 @@ impl Driver {
             // A caller that went away asks again with its request id.
             drop(answer.send(outcome));
         }
+        turn.done.into_iter().for_each(|done| drop(done.send(())));
         turn.touched.into_iter().for_each(|worker| self.hub.worker_changed(worker));
         self.hub.flush();
         for command in turn.after {
@@ -241,18 +244,18 @@ impl Driver {
     /// Serves what reads the committed state.
     async fn serve(&mut self, command: Command) {
         match command {
-            Command::Query(ask) => ask(&self.scheduler),
+            Command::Query(ask) => ask(&self.scheduler, self.now),
             Command::WatchBuild { build, answer } => drop(answer.send(self.watch(build).await)),
             Command::WatchWorkers { answer } => drop(answer.send(self.hub.watch_workers())),
-            Command::Event(_) | Command::Request { .. } => {}
+            Command::Event { .. } | Command::Request { .. } => {}
         }
     }
 
-    async fn watch(&mut self, build: BuildId) -> Result<BuildWatch, WatchBuildError> {
+    async fn watch(&mut self, build: BuildId) -> Result<BuildWatch, WatchError> {
         if let Some(joined) = self.hub.join(build) {
             return Ok(joined?);
         }
-        let view = records::build(&*self.store, build).await?.ok_or(WatchBuildError::Unknown { build })?;
+        let view = records::build(&*self.store, build).await?.ok_or(WatchError::Unknown { build })?;
         Ok(self.hub.watch(view))
     }
 }

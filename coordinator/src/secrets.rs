@@ -1,0 +1,54 @@
+//! The builds' secrets at rest: sealed in the store, opened for the attempt or the publish that needs them.
+//!
+//! Written by the driver in the transaction that makes the build, deleted in the one that ends it. Invariant: the store
+//! never holds a secret in the clear, and a sealed one opens only under its own build's id.
+
+use std::sync::Arc;
+
+use kiln_common::BuildId;
+
+use crate::{
+    credentials::{BuildSecrets, InvalidSecrets},
+    seal::{SealError, Sealer},
+    store::{Store, StoreError, keys},
+};
+
+#[derive(Clone)]
+pub struct SecretStore {
+    store: Arc<dyn Store>,
+    sealer: Arc<Sealer>,
+}
+
+/// A build's secrets are there but cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Invalid(#[from] InvalidSecrets),
+}
+
+impl SecretStore {
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, sealer: Arc<Sealer>) -> Self {
+        Self { store, sealer }
+    }
+
+    /// The form that goes into the store.
+    #[must_use]
+    pub fn seal(&self, build: BuildId, secrets: &BuildSecrets) -> Vec<u8> {
+        self.sealer.seal(build.as_uuid().as_bytes(), &secrets.to_bytes())
+    }
+
+    /// What the build may know; nothing for a build without secrets, or one that is final.
+    ///
+    /// # Errors
+    /// [`SecretError`].
+    pub async fn open(&self, build: BuildId) -> Result<BuildSecrets, SecretError> {
+        let Some(entry) = self.store.get(&keys::secrets(build)).await? else { return Ok(BuildSecrets::default()) };
+        let plain = self.sealer.open(build.as_uuid().as_bytes(), &entry.value)?;
+        Ok(BuildSecrets::from_bytes(&plain)?)
+    }
+}
