@@ -5,5 +5,7 @@ pub mod credentials;
 pub mod driver;
 pub mod logs;
 pub mod pki;
+pub mod seal;
+pub mod secrets;
 pub mod server;
 pub mod store;

@@ -37,8 +37,10 @@ impl SecretStore {
     }
 
     /// The form that goes into the store.
-    #[must_use]
-    pub fn seal(&self, build: BuildId, secrets: &BuildSecrets) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn seal(&self, build: BuildId, secrets: &BuildSecrets) -> Result<Vec<u8>, SealError> {
         self.sealer.seal(build.as_uuid().as_bytes(), &secrets.to_bytes())
     }
 

@@ -18,13 +18,25 @@ use crate::{
 /// What waits for the driver.
 pub(super) enum Command {
     /// `done` is told once the turn that handled it is committed.
-    Event { event: Box<Event>, done: Option<oneshot::Sender<()>> },
+    Event {
+        event: Box<Event>,
+        done: Option<oneshot::Sender<()>>,
+    },
     /// Events in order; the last one is answered by `Accepted` or `Refused`.
-    Request { events: Vec<Event>, sealed: Option<Vec<u8>>, answer: oneshot::Sender<Result<BuildId, Refusal>> },
+    Request {
+        events: Vec<Event>,
+        sealed: Option<Vec<u8>>,
+        answer: oneshot::Sender<Result<BuildId, Refusal>>,
+    },
     /// Runs on the committed state, between two turns.
     Query(Box<dyn FnOnce(&Scheduler, Timestamp) + Send>),
-    WatchBuild { build: BuildId, answer: oneshot::Sender<Result<hub::BuildWatch, WatchError>> },
-    WatchWorkers { answer: oneshot::Sender<hub::WorkerWatch> },
+    WatchBuild {
+        build: BuildId,
+        answer: oneshot::Sender<Result<hub::BuildWatch, WatchError>>,
+    },
+    WatchWorkers {
+        answer: oneshot::Sender<hub::WorkerWatch>,
+    },
 }
 
 /// A checked build to accept.
@@ -105,7 +117,11 @@ impl Handle {
         if let Some(earlier) = self.earlier(request_id.as_deref()).await? {
             return Ok(Submitted { build: earlier, existed: true });
         }
-        let sealed = (!secrets.is_empty()).then(|| self.secrets.seal(build, &secrets));
+        let sealed = (!secrets.is_empty()).then(|| self.secrets.seal(build, &secrets)).transpose();
+        let sealed = sealed.map_err(|error| {
+            error!(%build, %error, "secrets cannot be sealed");
+            SubmitError::Stopped
+        })?;
         let event = Event::Submit { build, request_id, spec: Box::new(spec) };
         let made = self.request(vec![event], sealed).await?;
         Ok(Submitted { build: made, existed: made != build })

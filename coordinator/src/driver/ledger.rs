@@ -42,15 +42,15 @@ impl Ledger {
     pub(super) fn restore(&self, view: &BuildView) {
         for task in view.tasks.iter().filter(|task| task.state.is_live()) {
             if let Some(attempt) = &task.attempt {
-                let live = LiveAttempt { build: task.build, worker: attempt.worker, spec: Arc::clone(&view.build.spec) };
+                let live =
+                    LiveAttempt { build: task.build, worker: attempt.worker, spec: Arc::clone(&view.build.spec) };
                 self.insert(task.id, attempt.id, live);
             }
         }
     }
 
     pub(super) fn dispatched(&self, dispatch: &Dispatch) {
-        let live =
-            LiveAttempt { build: dispatch.build, worker: dispatch.worker, spec: Arc::clone(&dispatch.spec) };
+        let live = LiveAttempt { build: dispatch.build, worker: dispatch.worker, spec: Arc::clone(&dispatch.spec) };
         self.insert(dispatch.task, dispatch.attempt, live);
     }
 

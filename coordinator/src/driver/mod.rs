@@ -16,9 +16,6 @@ mod publishing;
 mod recovery;
 mod turn;
 
-#[cfg(test)]
-mod tests;
-
 pub use handle::{BuildWatch, Handle, Stopped, Submission, SubmitError, Submitted, WatchError, WorkerWatch};
 pub use hub::WatchEnd;
 pub use ledger::{Ledger, LiveAttempt};

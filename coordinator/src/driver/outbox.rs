@@ -14,6 +14,8 @@ pub enum Order {
     Cancel { attempt: AttemptId, reason: String },
     /// Its final report is committed.
     Acknowledge { attempt: AttemptId },
+    /// End the session.
+    Close { reason: String },
 }
 
 /// Takes orders for workers and never waits: an order for a worker without a session is dropped, for the scheduler hears

@@ -102,7 +102,7 @@ impl One {
             }
         };
         // A driver that stopped recovers the build as publishing and starts again.
-        drop(self.driver.post(event).await);
+        let _ = self.driver.post(event).await;
     }
 
     async fn publish(&self, job: PublishJob) -> PublishOutcome {

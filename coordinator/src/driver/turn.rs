@@ -124,13 +124,10 @@ impl Driver {
         self.read_clock();
         let mut turn = Turn::default();
         let mut next = first;
-        for _ in 0..limits::DRIVER_BATCH {
+        for taken in 1.. {
             let Some(command) = next else { break };
-            self.take(command, &mut turn)?;
-            next = self.queue.try_recv().ok();
-        }
-        if let Some(command) = next {
-            self.take(command, &mut turn)?;
+            self.take(command, &mut turn);
+            next = if taken < limits::DRIVER_BATCH { self.queue.try_recv().ok() } else { None };
         }
         if self.scheduler.poll_deadline().is_some_and(|deadline| deadline <= self.now) {
             self.scheduler.handle_deadline_into(self.now, &mut turn.effects);
@@ -142,19 +139,18 @@ impl Driver {
         self.now = self.now.max(Timestamp::now());
     }
 
-    fn take(&mut self, command: Command, turn: &mut Turn) -> Result<(), StoreError> {
+    fn take(&mut self, command: Command, turn: &mut Turn) {
         match command {
             Command::Event { event, done } => {
                 turn.touched.extend(worker_of(&event));
                 turn.done.extend(done);
                 self.scheduler.handle_into(*event, self.now, &mut turn.effects);
             }
-            Command::Request { events, sealed, answer } => self.take_request(events, sealed, answer, turn)?,
+            Command::Request { events, sealed, answer } => self.take_request(events, sealed, answer, turn),
             after @ (Command::Query(_) | Command::WatchBuild { .. } | Command::WatchWorkers { .. }) => {
                 turn.after.push(after);
             }
         }
-        Ok(())
     }
 
     fn take_request(
@@ -163,7 +159,7 @@ impl Driver {
         sealed: Option<Vec<u8>>,
         answer: oneshot::Sender<Result<BuildId, Refusal>>,
         turn: &mut Turn,
-    ) -> Result<(), StoreError> {
+    ) {
         let own = events.last().and_then(build_of);
         let start = turn.effects.len();
         for event in events {
@@ -173,14 +169,13 @@ impl Driver {
         if let (Some(Ok(build)), Some(sealed)) = (&outcome, sealed)
             && own == Some(*build)
         {
+            // Before the records: an end in the same turn deletes it again.
             turn.txn.put(keys::secrets(*build), sealed);
         }
         match outcome {
             Some(outcome) => turn.answers.push((answer, outcome)),
             None => warn!(build = ?own, "the scheduler gave no answer to a request"),
         }
-        // Records go into the transaction in order with the secrets: an end in the same turn deletes them again.
-        stage(&mut turn.txn, &turn.effects[start..])
     }
 
     async fn finish(&mut self, mut turn: Turn) -> Result<(), StoreError> {
@@ -197,7 +192,10 @@ impl Driver {
             // A caller that went away asks again with its request id.
             drop(answer.send(outcome));
         }
-        turn.done.into_iter().for_each(|done| drop(done.send(())));
+        for done in turn.done {
+            // Whoever does not wait any more needs no answer.
+            let _ = done.send(());
+        }
         turn.touched.into_iter().for_each(|worker| self.hub.worker_changed(worker));
         self.hub.flush();
         for command in turn.after {
@@ -230,6 +228,7 @@ impl Driver {
             Effect::CancelAttempt { worker, attempt, reason } => self.send(worker, Order::Cancel { attempt, reason }),
             Effect::AcknowledgeReport { worker, attempt } => self.send(worker, Order::Acknowledge { attempt }),
             Effect::Adopted { worker, attempts } => self.send(worker, Order::Adopted { attempts }),
+            Effect::CloseSession { worker, reason } => self.send(worker, Order::Close { reason }),
             Effect::Publish(job) => self.publishing.start(*job),
             Effect::AbandonPublish { build } => self.publishing.abandon(build),
             Effect::Finished { build } => info!(%build, "build finished"),
@@ -263,7 +262,7 @@ impl Driver {
 /// The receiving end of a driver's queue.
 pub struct Queue(mpsc::Receiver<Command>);
 
-/// Puts the effects' records, indexes and deletions into the transaction. Staging an effect twice changes nothing.
+/// Puts the effects' records, indexes and deletions into the transaction.
 fn stage(txn: &mut Txn, effects: &[Effect]) -> Result<(), StoreError> {
     for effect in effects {
         match effect {
@@ -272,12 +271,13 @@ fn stage(txn: &mut Txn, effects: &[Effect]) -> Result<(), StoreError> {
             Effect::PutWorker(worker) => records::put_worker(txn, worker)?,
             Effect::DeleteWorker(worker) => drop(txn.delete(keys::worker(*worker))),
             Effect::Finished { build } => drop(txn.delete(keys::secrets(*build))),
+            Effect::Dispatch(dispatch) => records::put_attempt(txn, dispatch)?,
             Effect::Accepted { .. }
             | Effect::Refused { .. }
-            | Effect::Dispatch(_)
             | Effect::CancelAttempt { .. }
             | Effect::AcknowledgeReport { .. }
             | Effect::Adopted { .. }
+            | Effect::CloseSession { .. }
             | Effect::Publish(_)
             | Effect::AbandonPublish { .. } => {}
         }
@@ -297,6 +297,7 @@ fn outcome_of(effect: &Effect) -> Option<Result<BuildId, Refusal>> {
         | Effect::CancelAttempt { .. }
         | Effect::AcknowledgeReport { .. }
         | Effect::Adopted { .. }
+        | Effect::CloseSession { .. }
         | Effect::Publish(_)
         | Effect::AbandonPublish { .. }
         | Effect::Finished { .. } => None,

@@ -7,6 +7,8 @@
 //! open/BUILD                      empty; there while the build is not final: what a start has to recover
 //! newest/~BUILD                   Summary; ~BUILD counts down, so that the order of keys is newest first
 //! requests/REQUEST                BuildId that a request id made
+//! attempts/BUILD/ATTEMPT          Attempt; every try of the build's tasks, also the superseded ones, in order
+//! attempt-builds/ATTEMPT          BuildId of an attempt
 //! secrets/BUILD                   sealed secrets and credentials; gone once the build is final
 //! images/REPOSITORY@~BUILD        empty; builds that published in the repository, newest first
 //! workers/WORKER                  WorkerRecord
@@ -15,7 +17,7 @@
 //! ```
 //! Ids are version 7 UUIDs: their order is the order of their making.
 
-use kiln_common::{BuildId, Repository, TaskId, WorkerId};
+use kiln_common::{AttemptId, BuildId, Repository, TaskId, WorkerId};
 use uuid::Uuid;
 
 pub const SCHEMA: &str = "schema";
@@ -58,6 +60,22 @@ pub fn newest(build: BuildId) -> String {
 #[must_use]
 pub fn request(request_id: &str) -> String {
     format!("requests/{}", hex::encode(request_id))
+}
+
+/// Prefix of all attempts of a build.
+#[must_use]
+pub fn attempts(build: BuildId) -> String {
+    format!("attempts/{build}/")
+}
+
+#[must_use]
+pub fn attempt(build: BuildId, attempt: AttemptId) -> String {
+    format!("attempts/{build}/{attempt}")
+}
+
+#[must_use]
+pub fn attempt_build(attempt: AttemptId) -> String {
+    format!("attempt-builds/{attempt}")
 }
 
 #[must_use]

@@ -3,8 +3,8 @@
 //! The driver writes through [`put_build`] and its siblings; `api` and recovery read through the rest.
 
 use bytes::Bytes;
-use kiln_common::{BuildId, ImageReference, Repository};
-use kiln_scheduler::{BuildRecord, BuildState, TaskRecord, WorkerRecord};
+use kiln_common::{AttemptId, BuildId, ImageReference, Platform, Repository, TaskId, WorkerId};
+use kiln_scheduler::{BuildRecord, BuildState, TaskRecord, WorkerRecord, effect::Dispatch};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Entry, Store, StoreError, Txn, keys, scan};
@@ -49,6 +49,16 @@ impl From<&BuildState> for Phase {
             BuildState::Cancelled { .. } => Self::Cancelled,
         }
     }
+}
+
+/// One try of a task, kept also when it was superseded: its log has its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub id: AttemptId,
+    pub build: BuildId,
+    pub task: TaskId,
+    pub platform: Platform,
+    pub worker: WorkerId,
 }
 
 /// # Errors
@@ -101,6 +111,15 @@ pub fn put_task(txn: &mut Txn, task: &TaskRecord) -> Result<(), StoreError> {
 
 /// # Errors
 /// See [`encode`].
+pub fn put_attempt(txn: &mut Txn, dispatch: &Dispatch) -> Result<(), StoreError> {
+    let Dispatch { attempt, build, task, platform, worker, .. } = dispatch;
+    let record = Attempt { id: *attempt, build: *build, task: *task, platform: platform.clone(), worker: *worker };
+    put(txn, keys::attempt(*build, *attempt), &record)?;
+    put(txn, keys::attempt_build(*attempt), build)
+}
+
+/// # Errors
+/// See [`encode`].
 pub fn put_worker(txn: &mut Txn, worker: &WorkerRecord) -> Result<(), StoreError> {
     put(txn, keys::worker(worker.id), worker)
 }
@@ -122,6 +141,24 @@ pub async fn build(store: &dyn Store, id: BuildId) -> Result<Option<BuildView>, 
         scan(store, &keys::tasks(id)).await?.iter().map(decode).collect::<Result<_, _>>()?;
     tasks.sort_by_key(|task| build.tasks.iter().position(|id| *id == task.id));
     Ok(Some(BuildView { build, tasks }))
+}
+
+/// Every attempt of a build, oldest first.
+///
+/// # Errors
+/// What the store says.
+pub async fn attempts(store: &dyn Store, build: BuildId) -> Result<Vec<Attempt>, StoreError> {
+    scan(store, &keys::attempts(build)).await?.iter().map(decode).collect()
+}
+
+/// One attempt by its id alone.
+///
+/// # Errors
+/// What the store says.
+pub async fn attempt(store: &dyn Store, id: AttemptId) -> Result<Option<Attempt>, StoreError> {
+    let Some(entry) = store.get(&keys::attempt_build(id)).await? else { return Ok(None) };
+    let build: BuildId = decode(&entry)?;
+    store.get(&keys::attempt(build, id)).await?.as_ref().map(decode).transpose()
 }
 
 /// Every build that is not final.
