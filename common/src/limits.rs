@@ -26,6 +26,8 @@ pub const SPEC_BYTES: usize = 768 * 1024;
 pub const SECRET_BYTES: usize = 500 * 1024;
 /// All secrets and registry credentials of one build.
 pub const SECRETS_TOTAL_BYTES: usize = 1024 * 1024;
+/// The caller's own id of a submit.
+pub const REQUEST_ID_BYTES: usize = 128;
 pub const DOCKERFILE_BYTES: usize = 512 * 1024;
 /// Lowest and highest `--priority`.
 pub const PRIORITY_RANGE: std::ops::RangeInclusive<i32> = -10..=10;

@@ -14,10 +14,11 @@ use kiln_common::{
     context::{ChunkId, ContextDigest},
     limits,
 };
+use tokio::sync::mpsc;
 
 use super::{
     Contexts, blocking,
-    complete::TOUCH_EVERY,
+    complete::{BATCHES, TOUCH_EVERY},
     error::ContextsError,
     index::{PackRecord, SealedPack, Sweep},
     pack::PackBuilder,
@@ -138,12 +139,13 @@ impl Contexts {
     async fn mark(&self, roots: &HashSet<ContextDigest>) -> Result<HashSet<ChunkId>, ContextsError> {
         let mut live = HashSet::new();
         for root in roots {
-            let walked = self
-                .walk(*root, async |ids| {
+            let (sender, mut batches) = mpsc::channel(BATCHES);
+            let keep = async {
+                while let Some(ids) = batches.recv().await {
                     live.extend(ids);
-                    Ok(())
-                })
-                .await;
+                }
+            };
+            let (walked, ()) = tokio::join!(self.walk(*root, sender), keep);
             match walked {
                 Ok(()) | Err(ContextsError::Missing { .. } | ContextsError::Manifest(_)) => {}
                 Err(error) => return Err(error),

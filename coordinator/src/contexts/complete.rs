@@ -8,12 +8,16 @@ use kiln_common::{
     context::{ChunkId, ContextDigest, EntryKind, ManifestDecoder},
 };
 
+use tokio::sync::mpsc;
+
 use super::{Contexts, blocking, error::ContextsError};
 
 /// A root's last use is written down this coarsely, so that a known context costs no write.
 pub(super) const TOUCH_EVERY: Duration = Duration::from_secs(3600);
 /// Manifest chunks that are read at once.
 const MANIFEST_CHUNKS: usize = 64;
+/// Batches of ids between the walk and who works on them.
+pub(super) const BATCHES: usize = 2;
 
 /// What the farm has of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,37 +52,43 @@ impl Contexts {
     }
 
     async fn count_missing(&self, root: ContextDigest) -> Result<u64, ContextsError> {
-        let mut missing = 0;
-        let walked = self
-            .walk(root, async |ids| {
+        let (sender, mut batches) = mpsc::channel(BATCHES);
+        let look_up = async {
+            let mut missing = 0;
+            while let Some(ids) = batches.recv().await {
                 missing += self.find_missing(ids).await?.len() as u64;
-                Ok(())
-            })
-            .await;
+            }
+            Ok::<_, ContextsError>(missing)
+        };
+        let (walked, missing) = tokio::join!(self.walk(root, sender), look_up);
         match walked {
-            Ok(()) => Ok(missing),
+            Ok(()) => missing,
             // The manifest itself is not all here.
-            Err(ContextsError::Missing { .. }) => Ok(missing + 1),
+            Err(ContextsError::Missing { .. }) => Ok(missing? + 1),
             Err(error) => Err(error),
         }
     }
 
-    /// Hands the ids of all chunks of a context to `each`, some at a time: the root's, the manifest's, the files'.
+    /// Sends the ids of all chunks of a context, some at a time: the root's, the manifest's, the files'. Ends early, without
+    /// an error, when nobody receives them any more.
     ///
     /// # Errors
     /// [`ContextsError::Missing`] when the root or a chunk of the manifest is not here.
     pub(super) async fn walk(
         &self,
         root: ContextDigest,
-        mut each: impl AsyncFnMut(Vec<ChunkId>) -> Result<(), ContextsError>,
+        batches: mpsc::Sender<Vec<ChunkId>>,
     ) -> Result<(), ContextsError> {
         let bytes = self.read_one(root.0).await?;
         let mut decoder = ManifestDecoder::new(&bytes)?;
         let manifest: Vec<ChunkId> = decoder.root().chunks.iter().map(|chunk| chunk.id).collect();
-        each(vec![root.0]).await?;
+        let mut is_heard = batches.send(vec![root.0]).await.is_ok();
         for ids in manifest.chunks(MANIFEST_CHUNKS) {
-            let mut batches = Box::pin(self.read(ids.to_vec()).await?);
-            while let Some(batch) = batches.try_next().await? {
+            if !is_heard {
+                return Ok(());
+            }
+            let mut read = Box::pin(self.read(ids.to_vec()).await?);
+            while let Some(batch) = read.try_next().await? {
                 let mut found: HashSet<ChunkId> = batch.iter().map(|(id, _)| *id).collect();
                 for (_, bytes) in &batch {
                     decoder.push(bytes, |entry| {
@@ -87,7 +97,7 @@ impl Contexts {
                         }
                     })?;
                 }
-                each(found.into_iter().collect()).await?;
+                is_heard = batches.send(found.into_iter().collect()).await.is_ok();
             }
         }
         decoder.finish()?;

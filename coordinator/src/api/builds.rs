@@ -1,0 +1,140 @@
+//! `BuildService`: the calls around one build.
+
+use futures_util::{Stream, StreamExt as _, stream::BoxStream};
+use kiln_common::{BuildId, Reason};
+use kiln_proto::{status::Refused, v1, v1::build_service_server::BuildService};
+use kiln_scheduler::{Event, TaskRecord};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Api, stopped, submit, view, watch_failed};
+use crate::store::records::BuildView;
+
+type Answers<T> = BoxStream<'static, Result<T, Status>>;
+
+impl Api {
+    async fn show(&self, id: BuildId) -> Result<v1::Build, Refused> {
+        let records = self.records(id).await?;
+        self.show_records(records).await
+    }
+
+    /// The build on the wire, with the reasons of the tasks that wait.
+    pub(super) async fn show_records(&self, records: BuildView) -> Result<v1::Build, Refused> {
+        let shown = self.driver.query(move |scheduler, _| {
+            view::build(&records.build, &records.tasks, |task: &TaskRecord| scheduler.waiting_reason(task.id))
+        });
+        shown.await.map_err(stopped)
+    }
+
+    async fn cancel_build(&self, request: v1::CancelBuildRequest) -> Result<v1::Build, Refused> {
+        let id = self.build_id(&request.id).await?;
+        let build = self.records(id).await?.build;
+        if build.state.is_final() {
+            let message = format!("build {id} is {} already", build.state.name());
+            return Err(Refused::new(Reason::WrongState, message));
+        }
+        let reason = match request.reason.trim() {
+            "" => "cancelled by a user".to_owned(),
+            reason => reason.chars().filter(|c| !c.is_control()).take(1000).collect(),
+        };
+        self.driver.send(Event::Cancel { build: id, reason }).await.map_err(stopped)?;
+        self.show(id).await
+    }
+
+    async fn explain_build(&self, request: v1::ExplainBuildRequest) -> Result<v1::ExplainBuildResponse, Refused> {
+        let id = self.build_id(&request.id).await?;
+        let explained = self.driver.query(move |scheduler, now| {
+            scheduler.build(id)?;
+            Some(view::explanations(scheduler, scheduler.explain(id, now)))
+        });
+        match explained.await.map_err(stopped)? {
+            Some(explanations) => Ok(explanations),
+            // Final builds leave memory; nothing of them waits.
+            None => self.records(id).await.map(|_| v1::ExplainBuildResponse::default()),
+        }
+    }
+
+    async fn watch(&self, text: &str) -> Result<impl Stream<Item = Result<v1::Build, Status>> + use<>, Refused> {
+        let id = self.build_id(text).await?;
+        let watch = self.driver.watch_build(id).await.map_err(watch_failed)?;
+        let api = self.clone();
+        Ok(watch.then(move |change| {
+            let api = api.clone();
+            async move {
+                let records = change.map_err(watch_failed)?;
+                Ok(api.show_records(BuildView::clone(&records)).await?)
+            }
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl BuildService for Api {
+    async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
+        let submitted = self.submit_build(request.into_inner()).await?;
+        let build = Some(self.show(submitted.build).await?);
+        Ok(Response::new(v1::SubmitResponse { build, existed: submitted.existed }))
+    }
+
+    async fn get(&self, request: Request<v1::GetBuildRequest>) -> Result<Response<v1::Build>, Status> {
+        let id = self.build_id(&request.into_inner().id).await?;
+        Ok(Response::new(self.show(id).await?))
+    }
+
+    async fn list(&self, request: Request<v1::ListBuildsRequest>) -> Result<Response<v1::ListBuildsResponse>, Status> {
+        Ok(Response::new(self.list_builds(request.into_inner()).await?))
+    }
+
+    type WatchStream = Answers<v1::Build>;
+
+    async fn watch(&self, request: Request<v1::WatchBuildRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let changes = Self::watch(self, &request.into_inner().id).await?;
+        Ok(Response::new(changes.boxed()))
+    }
+
+    type LogsStream = Answers<v1::LogsResponse>;
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let entries = self.stream_logs(request.into_inner()).await?;
+        Ok(Response::new(entries.boxed()))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelBuildRequest>) -> Result<Response<v1::Build>, Status> {
+        Ok(Response::new(self.cancel_build(request.into_inner()).await?))
+    }
+
+    async fn retry(&self, request: Request<v1::RetryBuildRequest>) -> Result<Response<v1::Build>, Status> {
+        let id = self.build_id(&request.into_inner().id).await?;
+        self.driver.retry(id).await.map_err(submit::refused)?;
+        Ok(Response::new(self.show(id).await?))
+    }
+
+    async fn backfill(&self, request: Request<v1::BackfillBuildRequest>) -> Result<Response<v1::Build>, Status> {
+        let id = self.build_id(&request.into_inner().id).await?;
+        self.driver.backfill(id).await.map_err(submit::refused)?;
+        Ok(Response::new(self.show(id).await?))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainBuildRequest>,
+    ) -> Result<Response<v1::ExplainBuildResponse>, Status> {
+        Ok(Response::new(self.explain_build(request.into_inner()).await?))
+    }
+
+    async fn list_images(
+        &self,
+        request: Request<v1::ListImagesRequest>,
+    ) -> Result<Response<v1::ListImagesResponse>, Status> {
+        Ok(Response::new(self.list_image_versions(request.into_inner()).await?))
+    }
+
+    type ForwardAgentStream = Answers<v1::AgentFrame>;
+
+    async fn forward_agent(
+        &self,
+        request: Request<Streaming<v1::AgentFrame>>,
+    ) -> Result<Response<Self::ForwardAgentStream>, Status> {
+        let frames = self.agents.serve_client(request.into_inner()).await?;
+        Ok(Response::new(frames.boxed()))
+    }
+}

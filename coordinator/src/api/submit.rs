@@ -1,0 +1,126 @@
+//! A submit: decode, store an inline Dockerfile as the tree it is, check that every tree is complete, hand it over.
+
+use bytes::Bytes;
+use kiln_common::{
+    BuildId, BuildSpec, Reason, Timestamp,
+    context::{ChunkId, ChunkRef, ContextDigest, Entry, EntryKind, ManifestEncoder},
+    limits,
+    spec::Violation,
+};
+use kiln_proto::{
+    convert::spec,
+    status::{MISSING_CHUNKS, Refused},
+    v1,
+};
+use kiln_scheduler::effect::Refusal;
+use tracing::error;
+
+use super::{Api, RETRY_AFTER, stopped};
+use crate::{
+    contexts::{Completeness, ContextsError},
+    credentials::BuildSecrets,
+    driver::{Stopped, Submission, SubmitError, Submitted},
+};
+
+impl Api {
+    pub(super) async fn submit_build(&self, request: v1::SubmitRequest) -> Result<Submitted, Refused> {
+        if request.request_id.len() > limits::REQUEST_ID_BYTES {
+            let problem = format!("longer than {} bytes", limits::REQUEST_ID_BYTES);
+            return Err(Refused::invalid(vec![Violation::new("request_id", problem)]));
+        }
+        let wire = request.spec.ok_or_else(|| Refused::invalid(vec![Violation::new("spec", "missing")]))?;
+        let secret_ids: Vec<String> = request.secrets.keys().cloned().collect();
+        let mut inline = Vec::new();
+        let decoded = spec::decode(wire, secret_ids, |text| {
+            let (root, chunks) = single_file_tree(spec::INLINE_DOCKERFILE, text);
+            inline = chunks;
+            root
+        });
+        let secrets = BuildSecrets::from_wire(request.secrets, request.credentials);
+        let (build_spec, secrets) = match (decoded, secrets) {
+            (Ok(build_spec), Ok(secrets)) => (build_spec, secrets),
+            (decoded, secrets) => {
+                let mut violations = decoded.err().unwrap_or_default();
+                violations.extend(secrets.err().unwrap_or_default());
+                return Err(Refused::invalid(violations));
+            }
+        };
+        if !inline.is_empty() {
+            self.store_chunks(inline).await?;
+        }
+        self.check_trees(&build_spec).await?;
+        let request_id = Some(request.request_id).filter(|id| !id.is_empty());
+        let submission = Submission { build: BuildId::generate(), request_id, spec: build_spec, secrets };
+        self.driver.submit(submission).await.map_err(refused)
+    }
+
+    async fn store_chunks(&self, chunks: Vec<(kiln_common::context::ChunkId, Bytes)>) -> Result<(), Refused> {
+        let mut upload = self.contexts.upload();
+        upload.push(chunks).await.map_err(contexts_failed)?;
+        upload.finish().await.map_err(contexts_failed)?;
+        Ok(())
+    }
+
+    async fn check_trees(&self, build_spec: &BuildSpec) -> Result<(), Refused> {
+        let trees: Vec<ContextDigest> = build_spec.trees().copied().collect();
+        for root in trees {
+            match self.contexts.is_complete(root, Timestamp::now()).await.map_err(contexts_failed)? {
+                Completeness::Complete => {}
+                Completeness::Missing(chunks) => return Err(incomplete(root, chunks)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn incomplete(root: ContextDigest, missing: u64) -> Refused {
+    let message = format!("the context {root} lacks {missing} chunks; upload them and submit again");
+    Refused::new(Reason::ContextIncomplete, message).with_metadata(MISSING_CHUNKS, missing.to_string())
+}
+
+fn contexts_failed(error: ContextsError) -> Refused {
+    error!(%error, "the context store failed a submit");
+    Refused::from(error)
+}
+
+/// A tree of one file, as a client makes it of a Dockerfile.
+fn single_file_tree(name: &str, text: &str) -> (ContextDigest, Vec<(ChunkId, Bytes)>) {
+    let content = Bytes::copy_from_slice(text.as_bytes());
+    let chunk = ChunkRef { id: ChunkId::of(&content), len: u32::try_from(content.len()).unwrap_or(u32::MAX) };
+    let kind = EntryKind::File(Box::new([chunk]));
+    let entry = Entry { path: name.into(), kind, mode: 0o644, mtime_ns: 0 };
+    let mut encoder = ManifestEncoder::default();
+    let encoded = encoder.push(&entry).and_then(|full| Ok((full, encoder.finish()?)));
+    match encoded {
+        Ok((full, (last, root, digest))) => {
+            let manifest = full.into_iter().chain(last).chain([root]).map(|chunk| (chunk.id, Bytes::from(chunk.bytes)));
+            (digest, [(chunk.id, content)].into_iter().chain(manifest).collect())
+        }
+        // An empty Dockerfile has no chunk; the decoder has refused it by now.
+        Err(_) => (ContextDigest(ChunkId::of(&[])), Vec::new()),
+    }
+}
+
+/// The one map from what the driver refuses to reasons.
+pub(super) fn refused(error: SubmitError) -> Refused {
+    match error {
+        SubmitError::Stopped => stopped(Stopped),
+        SubmitError::Overloaded => Refused::new(Reason::Overloaded, error.to_string()).with_retry_after(RETRY_AFTER),
+        SubmitError::Refused(refusal) => from_refusal(refusal),
+    }
+}
+
+fn from_refusal(refusal: Refusal) -> Refused {
+    let message = refusal.to_string();
+    match refusal {
+        Refusal::NoWorkerForPlatform { .. } | Refusal::OnlyEmulated { .. } => {
+            Refused::new(Reason::NoWorkerForPlatform, message)
+        }
+        Refusal::UnknownBuild { .. } => Refused::new(Reason::NotFound, message),
+        Refusal::WrongState { .. } => Refused::new(Reason::WrongState, message),
+        Refusal::NoWorkerWithFeature { .. } => Refused::new(Reason::NoWorkerWithFeature, message),
+        Refusal::NoWorkerWithLabels { .. } => Refused::new(Reason::NoWorkerWithLabels, message),
+        Refusal::Overloaded { .. } => Refused::new(Reason::Overloaded, message).with_retry_after(RETRY_AFTER),
+        Refusal::Invalid { violations } => Refused::invalid(violations),
+    }
+}
