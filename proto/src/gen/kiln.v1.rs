@@ -4000,7 +4000,7 @@ pub struct Leaving {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoordinatorMessage {
     /// What.
-    #[prost(oneof = "coordinator_message::Message", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "coordinator_message::Message", tags = "1, 2, 3, 4, 5")]
     pub message: ::core::option::Option<coordinator_message::Message>,
 }
 /// Nested message and enum types in `CoordinatorMessage`.
@@ -4020,6 +4020,9 @@ pub mod coordinator_message {
         /// A final report is durable: the worker may forget the attempt.
         #[prost(message, tag = "4")]
         Ack(super::ReportAck),
+        /// What an operator set for this worker: after the Welcome where anything is set, and after every change.
+        #[prost(message, tag = "5")]
+        Settings(super::Settings),
     }
 }
 /// The worker is registered.
@@ -4037,6 +4040,13 @@ pub struct Welcome {
     /// The coordinator's version.
     #[prost(string, tag = "4")]
     pub kiln_version: ::prost::alloc::string::String,
+}
+/// What an operator set over the worker's own configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Settings {
+    /// How many tasks it takes at once, 1 to 256; 0: as it said in its Hello. Tasks that it has beyond go on.
+    #[prost(uint32, tag = "1")]
+    pub slots: u32,
 }
 /// One attempt of one task.
 #[derive(Clone, PartialEq, ::prost::Message)]
