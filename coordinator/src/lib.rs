@@ -1,5 +1,6 @@
 //! The coordinator: takes builds in, keeps them, hands their legs to workers and publishes the result.
 
+pub mod access;
 pub mod contexts;
 pub mod credentials;
 pub mod driver;
