@@ -179,7 +179,7 @@ impl FarmService for Api {
         &self,
         _request: Request<v1::ListApiTokensRequest>,
     ) -> Result<Response<v1::ListApiTokensResponse>, Status> {
-        Ok(Response::new(self.list_tokens().await?))
+        Ok(Response::new(self.list_tokens()))
     }
 
     async fn revoke_api_token(

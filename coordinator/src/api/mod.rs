@@ -20,7 +20,7 @@ use kiln_proto::status::Refused;
 use tracing::error;
 
 use crate::{
-    access::{ApiTokens, TokenError},
+    access::ApiTokens,
     contexts::Contexts,
     driver,
     driver::{Stopped, WatchError},
@@ -69,9 +69,4 @@ fn watch_failed(error: WatchError) -> Refused {
         WatchError::Store(error) => store_failed(&error),
         WatchError::Stopped => stopped(Stopped),
     }
-}
-
-fn tokens_failed(error: TokenError) -> Refused {
-    error!(%error, "tokens");
-    Refused::new(Reason::Unavailable, error.to_string())
 }

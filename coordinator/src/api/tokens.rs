@@ -7,9 +7,9 @@ use kiln_proto::{
     v1,
 };
 
-use super::{Api, store_failed, tokens_failed};
+use super::{Api, store_failed};
 use crate::{
-    access::{ApiTokenView, Role},
+    access::{ApiToken, Role, TokenError},
     pki::JoinRejected,
 };
 
@@ -40,18 +40,17 @@ impl Api {
         };
         let ttl = lifetime(request.ttl.as_ref())?;
         let made = self.api_tokens.create(&request.name, role, ttl, Timestamp::now()).await;
-        let (secret, token) = made.map_err(tokens_failed)?;
-        Ok(v1::CreateApiTokenResponse { secret: secret.to_string(), token: Some(to_wire(&token)) })
+        let made = made.map_err(token_refused)?;
+        Ok(v1::CreateApiTokenResponse { secret: made.secret.to_string(), token: Some(to_wire(&made.token)) })
     }
 
-    pub(super) async fn list_tokens(&self) -> Result<v1::ListApiTokensResponse, Refused> {
-        let tokens = self.api_tokens.list().await.map_err(tokens_failed)?;
-        Ok(v1::ListApiTokensResponse { tokens: tokens.iter().map(to_wire).collect() })
+    pub(super) fn list_tokens(&self) -> v1::ListApiTokensResponse {
+        v1::ListApiTokensResponse { tokens: self.api_tokens.list().iter().map(to_wire).collect() }
     }
 
     pub(super) async fn revoke_token(&self, id: &str) -> Result<(), Refused> {
         let id = id.parse().map_err(|error| Refused::invalid(vec![Violation::new("id", error)]))?;
-        self.api_tokens.revoke(id).await.map_err(tokens_failed)
+        self.api_tokens.revoke(id).await.map_err(token_refused)
     }
 }
 
@@ -64,6 +63,15 @@ fn join_refused(error: JoinRejected) -> Refused {
     }
 }
 
+fn token_refused(error: TokenError) -> Refused {
+    match error {
+        TokenError::Name => Refused::invalid(vec![Violation::new("name", error)]),
+        TokenError::TooMany => Refused::new(Reason::Overloaded, error.to_string()),
+        TokenError::Unknown { .. } => Refused::new(Reason::NotFound, error.to_string()),
+        TokenError::Store(error) => store_failed(&error),
+    }
+}
+
 fn lifetime(wire: Option<&prost_types::Duration>) -> Result<Option<std::time::Duration>, Refused> {
     let Some(wire) = wire else { return Ok(None) };
     match duration_from_wire(wire) {
@@ -72,7 +80,7 @@ fn lifetime(wire: Option<&prost_types::Duration>) -> Result<Option<std::time::Du
     }
 }
 
-fn to_wire(token: &ApiTokenView) -> v1::ApiToken {
+fn to_wire(token: &ApiToken) -> v1::ApiToken {
     let role = match token.role {
         Role::Viewer => v1::Role::Viewer,
         Role::Submitter => v1::Role::Submitter,
