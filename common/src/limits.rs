@@ -141,3 +141,12 @@ pub const IMAGE_CONFIG_BYTES: usize = 8 * 1024 * 1024;
 /// How long a publish may retry a registry before it is an infrastructure failure.
 pub const PUBLISH_BUDGET: Duration = Duration::from_secs(120);
 pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a registry may take to show what it took in, before "not found" is believed.
+pub const READ_AFTER_WRITE: Duration = Duration::from_secs(15);
+/// First and longest wait between two tries of a registry call.
+pub const REGISTRY_BACKOFF_BASE: Duration = Duration::from_millis(100);
+pub const REGISTRY_BACKOFF_CAP: Duration = Duration::from_secs(5);
+/// What is read of an error or of a token answer.
+pub const REGISTRY_ANSWER_BYTES: usize = 64 * 1024;
+/// Entries of one index.
+pub const INDEX_ENTRIES: usize = 256;

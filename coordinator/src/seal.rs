@@ -216,7 +216,7 @@ mod tests {
     fn a_malformed_key_file_is_named() {
         let (folder, _) = sealer();
         std::fs::write(folder.path().join("seal.key.7"), "short").expect("written");
-        let error = Sealer::open_key(&folder.path().join("seal.key")).err().expect("malformed").to_string();
+        let error = Sealer::open_key(&folder.path().join("seal.key")).expect_err("malformed").to_string();
         assert!(error.contains("seal.key.7") && error.contains("backup"), "{error}");
     }
 }

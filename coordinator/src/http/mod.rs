@@ -1,0 +1,3 @@
+//! What the coordinator says over plain HTTP: so far its metrics.
+
+pub mod metrics;
