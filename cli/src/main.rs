@@ -1,1 +1,3 @@
+mod context;
+
 fn main() {}

@@ -50,6 +50,8 @@ pub const PATH_BYTES: usize = 4096;
 pub const CONTEXT_PATHS_BYTES: u64 = 256 * 1024 * 1024;
 /// Ids in one `FindMissing` or `FetchContext` call.
 pub const CHUNK_IDS_PER_CALL: usize = 32 * 1024;
+/// Fetching a Git repository as a context.
+pub const GIT_FETCH_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// An upload that sends nothing for this long gives its memory back.
 pub const UPLOAD_IDLE: Duration = Duration::from_secs(5);
 /// A worker's cache of chunks on disk, its segments and the chunks in it.
