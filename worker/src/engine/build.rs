@@ -1,0 +1,122 @@
+//! A build on an engine, from its job to the descriptor of what was pushed.
+//!
+//! `Engine::build` is this. Each build has connections of its own, so that whatever ends it (the end of the job, a
+//! cancel, a dropped future, a killed worker) closes them, and the engine stops.
+
+use std::collections::HashMap;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bollard_buildkit_proto::moby::{buildkit::v1::SolveRequest, filesync::packet::file_sync_server::FileSync};
+use kiln_common::{Digest, spec::ImageDescriptor};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    EngineError,
+    facts::EngineFacts,
+    failure,
+    job::{BuildError, BuildJob, BuildOutcome, Progress},
+    push::ClassicPush,
+    request::{self, Order, Target},
+    session::{Served, Session},
+    solve::{self, SolveEnd},
+    transport::Dialer,
+};
+
+/// Builds and pushes; stops when `cancel` says so.
+pub async fn run<F: FileSync>(
+    dialer: &Dialer,
+    facts: &EngineFacts,
+    job: BuildJob<F>,
+    progress: Progress,
+    cancel: &CancellationToken,
+) -> BuildOutcome {
+    let push = if request::pushes(facts.kind) {
+        None
+    } else {
+        Some(ClassicPush::start(dialer, &job.spec, &job.platform, &job.credentials, &job.insecure_registries).await?)
+    };
+    let target = match &push {
+        Some(push) => Target::Store { names: push.names() },
+        None => Target::Registries,
+    };
+    let order =
+        Order { spec: &job.spec, platform: &job.platform, facts, insecure_registries: &job.insecure_registries };
+    let request = request::solve_request(&order, &target)?;
+    let served = Served {
+        filesync: job.filesync,
+        secrets: job.secrets,
+        credentials: job.credentials,
+        ssh_ids: job.spec.ssh_ids.clone(),
+        agents: job.agents,
+        shared_key: job.shared_key,
+    };
+    let outcome = solve_once(dialer, request, &job.attempt.to_string(), served, progress.clone(), cancel).await;
+    match push {
+        Some(push) => push.finish(outcome.map(drop), &progress, cancel).await,
+        None => pushed_descriptor(&outcome?),
+    }
+}
+
+async fn solve_once<F: FileSync>(
+    dialer: &Dialer,
+    request: SolveRequest,
+    attempt: &str,
+    served: Served<F>,
+    progress: Progress,
+    cancel: &CancellationToken,
+) -> Result<HashMap<String, String>, BuildError> {
+    let channel = dialer.channel().await?;
+    let session = Session::open(dialer, &channel, served).await?;
+    let request = SolveRequest { r#ref: format!("kiln-{attempt}"), session: session.id.clone(), ..request };
+    solve::solve(channel, request, progress, cancel).await.map_err(|end| match end {
+        SolveEnd::Refused { status, step } => failure::of_solve(&status, step.as_deref()),
+        SolveEnd::Cancelled => BuildError::Cancelled,
+    })
+}
+
+/// `containerimage.descriptor` of the exporters' answer.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Pushed {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+}
+
+fn pushed_descriptor(answer: &HashMap<String, String>) -> BuildOutcome {
+    let pushed = answer
+        .get("containerimage.descriptor")
+        .and_then(|text| BASE64_STANDARD.decode(text).ok())
+        .and_then(|json| serde_json::from_slice::<Pushed>(&json).ok())
+        .ok_or_else(|| {
+            BuildError::Infrastructure(
+                "the engine does not say what it pushed; buildkitd 0.10 is the oldest that does".to_owned(),
+            )
+        })?;
+    Ok(ImageDescriptor { media_type: pushed.media_type, digest: pushed.digest, size: pushed.size })
+}
+
+/// What stops a build before it begins is the engine's.
+impl From<EngineError> for BuildError {
+    fn from(error: EngineError) -> Self {
+        Self::Infrastructure(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_pushed_is_read_from_the_answer() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let json = format!(
+            r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{digest}","size":481,"annotations":{{}}}}"#
+        );
+        let answer = HashMap::from([("containerimage.descriptor".to_owned(), BASE64_STANDARD.encode(json))]);
+        let pushed = pushed_descriptor(&answer).expect("well formed");
+        assert_eq!((pushed.digest.to_string(), pushed.size), (digest, 481));
+        assert!(matches!(pushed_descriptor(&HashMap::new()), Err(BuildError::Infrastructure(_))));
+    }
+}
