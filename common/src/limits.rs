@@ -94,6 +94,10 @@ pub const WORKER_PLATFORMS: usize = 64;
 pub const WORKER_NAME_BYTES: usize = 128;
 /// Effects waiting for one worker's stream; a worker that does not drain them is disconnected.
 pub const SESSION_QUEUE: usize = 256;
+/// Messages that a worker may send on its session within a second: every slot ends and reports several times over.
+pub const SESSION_MESSAGES_PER_SECOND: u32 = 1024;
+/// Bytes of the agent protocol in one frame of a forwarded ssh agent.
+pub const AGENT_FRAME_BYTES: usize = 64 * 1024;
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// A worker unheard of for this long is lost.
 pub const HEARTBEAT_LEASE: Duration = Duration::from_secs(20);

@@ -8,6 +8,8 @@ use kiln_scheduler::effect::Dispatch;
 pub enum Order {
     /// Its registration is committed; of the attempts that it announced, these go on.
     Adopted { attempts: Vec<AttemptId> },
+    /// What an operator set for it; 0 slots: as it said itself.
+    Settings { slots: u32 },
     /// Run this.
     Assign(Box<Dispatch>),
     /// Stop this.

@@ -212,7 +212,7 @@ impl Driver {
                 self.ledger.committed(&task);
                 self.hub.task_changed(&task);
             }
-            Effect::PutWorker(worker) => self.hub.worker_changed(worker.id),
+            Effect::PutWorker(worker) => self.send(worker.id, Order::Settings { slots: worker.slots.unwrap_or(0) }),
             Effect::DeleteWorker(worker) => self.hub.worker_changed(worker),
             // Answered with the turn's other requests.
             Effect::Accepted { .. } | Effect::Refused { .. } => {}

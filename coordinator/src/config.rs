@@ -1,0 +1,177 @@
+//! The coordinator's flags, and what follows from them. `main` and `kiln up` hand a [`Config`] to [`crate::start`].
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use kiln_common::runtime::config::CommonArgs;
+
+/// Where a coordinator that runs as a service keeps its state.
+const DATA_DIR: &str = "/var/lib/kiln";
+
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Where gRPC is served, with TLS
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7070")]
+    pub grpc_listen: SocketAddr,
+    /// Where the dashboard, metrics and webhooks are served
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7080")]
+    pub http_listen: SocketAddr,
+    /// The address that clients and workers are to use; this machine's own by default
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertise)]
+    pub advertise: Option<String>,
+    /// Where builds are kept: redb, or etcd://HOST:PORT[,HOST:PORT]/PREFIX
+    #[arg(long, value_name = "URL", default_value = "redb", value_parser = parse_store)]
+    pub store: String,
+    /// Where contexts and logs are kept: file, or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "URL", default_value = "file", value_parser = parse_objects)]
+    pub objects: String,
+    /// A registry that speaks plain HTTP; may be repeated
+    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub insecure_registries: Vec<String>,
+}
+
+impl Config {
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        self.common.data_dir.as_deref().unwrap_or(Path::new(DATA_DIR))
+    }
+
+    /// What a client dials: what was asked for, or this machine's address with the port that is listened on.
+    #[must_use]
+    pub fn endpoint(&self, grpc: SocketAddr) -> String {
+        self.advertise.clone().unwrap_or_else(|| reachable(grpc).to_string())
+    }
+
+    /// The HTTP address as people open it.
+    #[must_use]
+    pub fn dashboard_url(&self, http: SocketAddr) -> String {
+        let advertised = self.advertise.as_deref().and_then(|advertise| advertise.rsplit_once(':'));
+        match advertised {
+            Some((host, _)) => format!("http://{host}:{}/", http.port()),
+            None => format!("http://{}/", reachable(http)),
+        }
+    }
+}
+
+/// The files of a data directory.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.root.join("kiln.redb")
+    }
+
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.root.join("ca")
+    }
+
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.ca().join("ca.pem")
+    }
+
+    #[must_use]
+    pub fn seal_key(&self) -> PathBuf {
+        self.root.join("seal.key")
+    }
+
+    #[must_use]
+    pub fn admin_token(&self) -> PathBuf {
+        self.root.join("admin.token")
+    }
+
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    #[must_use]
+    pub fn contexts(&self) -> PathBuf {
+        self.root.join("contexts")
+    }
+}
+
+/// `listen` with an address that others can dial in place of "all of them".
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    if listen.ip().is_unspecified() { SocketAddr::new(own_address(), listen.port()) } else { listen }
+}
+
+/// The address from which this machine would leave its network. Connecting a UDP socket sends nothing.
+fn own_address() -> IpAddr {
+    let outward = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        // TEST-NET-1 (RFC 5737): routed like any other address, owned by nobody.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        socket.local_addr()
+    });
+    outward.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+fn parse_advertise(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("write HOST:PORT")?;
+    if host.is_empty() || port.parse::<u16>().is_err() {
+        return Err("write HOST:PORT, the port from 1 to 65535".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_store(text: &str) -> Result<String, String> {
+    match text {
+        "redb" => Ok(text.to_owned()),
+        etcd if etcd.starts_with("etcd://") => Err("etcd is not in this version; use redb".to_owned()),
+        _ => Err("use redb".to_owned()),
+    }
+}
+
+fn parse_objects(text: &str) -> Result<String, String> {
+    match text {
+        "file" => Ok(text.to_owned()),
+        s3 if s3.starts_with("s3://") => Err("s3 is not in this version; use file".to_owned()),
+        _ => Err("use file".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_version_lacks_is_said() {
+        assert!(parse_store("etcd://a:2379/kiln").is_err_and(|problem| problem.contains("not in this version")));
+        assert!(parse_objects("s3://bucket/x").is_err_and(|problem| problem.contains("not in this version")));
+        assert!(parse_store("redb").is_ok() && parse_objects("file").is_ok());
+        assert!(parse_advertise("kiln.example").is_err() && parse_advertise("kiln.example:7070").is_ok());
+    }
+
+    #[test]
+    fn nobody_is_told_to_dial_every_address() {
+        let listen = "0.0.0.0:7070".parse().expect("an address");
+        assert!(!reachable(listen).ip().is_unspecified());
+        let own = "10.1.2.3:1".parse().expect("an address");
+        assert_eq!(reachable(own), own);
+    }
+}

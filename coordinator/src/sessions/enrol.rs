@@ -1,0 +1,144 @@
+//! A worker joins with a token, or renews the certificate that it has.
+//!
+//! Invariant: a certificate is handed out once the worker is durable; a token's use is taken only for a sound request.
+
+use std::sync::Arc;
+
+use kiln_common::{Reason, Timestamp, WorkerId, limits};
+use kiln_proto::{convert, status::Refused, v1};
+use kiln_scheduler::{Event, WorkerRecord};
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use crate::{
+    driver::Handle,
+    pki::{Issued, JoinRejected, JoinTokens, Pki, PkiError},
+};
+
+pub(super) struct Enrolment {
+    pki: Arc<Pki>,
+    tokens: Arc<JoinTokens>,
+    driver: Handle,
+    /// One at a time, so that a name is given once.
+    gate: Mutex<()>,
+}
+
+impl Enrolment {
+    pub(super) fn new(pki: Arc<Pki>, tokens: Arc<JoinTokens>, driver: Handle) -> Self {
+        Self { pki, tokens, driver, gate: Mutex::new(()) }
+    }
+
+    pub(super) async fn join(&self, request: v1::EnrollRequest) -> Result<v1::EnrollResponse, Refused> {
+        let _one_at_a_time = self.gate.lock().await;
+        let now = Timestamp::now();
+        let id = WorkerId::generate();
+        let issued = self.pki.issue_worker(id, &request.csr_der, now).map_err(refused_request)?;
+        let grant = self.tokens.redeem(&request.join_token, now).await.map_err(refused_token)?;
+        let name = self.unique_name(&request.name).await?;
+        let worker = WorkerRecord {
+            id,
+            name: name.clone(),
+            joined_at: now,
+            facts: None,
+            labels: grant.labels,
+            slots: None,
+            cordon: None,
+            quarantine: None,
+        };
+        self.driver.send(Event::WorkerEnrolled { worker }).await.map_err(stopped)?;
+        info!(worker = %id, name, "worker joined");
+        Ok(self.response(id, name, issued))
+    }
+
+    pub(super) async fn renew(
+        &self,
+        worker: WorkerId,
+        request: v1::EnrollRequest,
+    ) -> Result<v1::EnrollResponse, Refused> {
+        let known =
+            self.driver.query(move |scheduler, _| scheduler.worker(worker).map(|view| view.record.name.clone()));
+        let name = known.await.map_err(stopped)?.ok_or_else(|| {
+            Refused::new(Reason::Unauthenticated, "this worker was removed from the farm; join it anew with a token")
+        })?;
+        let issued = self.pki.issue_worker(worker, &request.csr_der, Timestamp::now()).map_err(refused_request)?;
+        info!(%worker, name, "worker's certificate renewed");
+        Ok(self.response(worker, name, issued))
+    }
+
+    fn response(&self, worker: WorkerId, name: String, issued: Issued) -> v1::EnrollResponse {
+        v1::EnrollResponse {
+            worker_id: worker.to_string(),
+            name,
+            certificate_pem: issued.chain_pem,
+            ca_pem: self.pki.ca_pem().to_owned(),
+            renew_after: Some(convert::duration_to_wire(issued.renew_after)),
+        }
+    }
+
+    /// The name that it would like, with a number where another worker has it.
+    async fn unique_name(&self, wish: &str) -> Result<String, Refused> {
+        let base = sound_name(wish);
+        let taken = self.driver.query(move |scheduler, _| {
+            let taken = |name: &str| scheduler.workers().any(|view| view.record.name == name);
+            let mut name = base.clone();
+            let mut number = 1;
+            while taken(&name) {
+                number += 1;
+                name = format!("{base}-{number}");
+            }
+            (name, scheduler.workers().count())
+        });
+        let (name, count) = taken.await.map_err(stopped)?;
+        if count >= limits::WORKERS {
+            return Err(Refused::new(
+                Reason::Overloaded,
+                format!("the farm has {count} workers, the most it may have"),
+            ));
+        }
+        Ok(name)
+    }
+}
+
+fn sound_name(wish: &str) -> String {
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let name: String = wish.chars().filter(allowed).take(limits::WORKER_NAME_BYTES - 8).collect();
+    if name.is_empty() { "worker".to_owned() } else { name }
+}
+
+pub(super) fn stopped(error: crate::driver::Stopped) -> Refused {
+    Refused::new(Reason::Unavailable, error.to_string())
+}
+
+fn refused_request(error: PkiError) -> Refused {
+    warn!(%error, "certificate request refused");
+    match error {
+        PkiError::Request { .. } => Refused::new(Reason::InvalidArgument, error.to_string()),
+        PkiError::File(_)
+        | PkiError::HalfAuthority { .. }
+        | PkiError::Authority { .. }
+        | PkiError::Host { .. }
+        | PkiError::Issue { .. } => Refused::new(Reason::Internal, "the farm cannot make a certificate; see its log"),
+    }
+}
+
+fn refused_token(error: JoinRejected) -> Refused {
+    warn!(%error, "join token refused");
+    match error {
+        JoinRejected::NotValid | JoinRejected::TooLong | JoinRejected::TooMany => {
+            Refused::new(Reason::JoinTokenRejected, error.to_string())
+        }
+        JoinRejected::Store(_) => Refused::new(Reason::Unavailable, "the farm's store does not answer; try again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_keeps_only_what_a_listing_can_show() {
+        assert_eq!(sound_name("pi 4\n<b>"), "pi4b");
+        assert_eq!(sound_name("\u{7}"), "worker");
+        assert_eq!(sound_name(&"x".repeat(500)).len(), limits::WORKER_NAME_BYTES - 8);
+    }
+}
