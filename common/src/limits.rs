@@ -138,6 +138,17 @@ pub const LOG_BYTES_PER_ATTEMPT: u64 = 256 * 1024 * 1024;
 /// Entries in one message of a log stream.
 pub const LOG_BATCH_ENTRIES: usize = 512;
 pub const LOG_BATCH_BYTES: usize = 512 * 1024;
+/// How long a line may wait for others to share its message.
+pub const LOG_BATCH_DELAY: Duration = Duration::from_millis(50);
+/// Log entries of one attempt that its worker holds in memory until they are durable; what is more goes to its spool.
+pub const LOG_MEMORY_BYTES: usize = 1024 * 1024;
+/// All spool files of one worker.
+pub const LOG_SPOOL_BYTES: u64 = 1024 * 1024 * 1024;
+/// A final report waits this long for a coordinator that takes nothing of the attempt's log.
+pub const LOG_STALL: Duration = Duration::from_secs(10);
+/// Values that a log masks (a secret counts once per line); shorter ones than the minimum are not masked.
+pub const LOG_MASKS: usize = 1024;
+pub const LOG_MASK_MIN_BYTES: usize = 4;
 
 // Registries.
 /// Largest manifest or index (distribution-spec, "Pushing manifests": at least 4 MiB is to be supported).

@@ -1,0 +1,41 @@
+//! What a worker needs of the engine beside it, as a trait, so that tests bring an engine of their own.
+//!
+//! [`engine::Engine`](crate::engine::Engine) through [`RealBuilder`](crate::real_builder::RealBuilder) is the one
+//! that programs use.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use kiln_common::{Grade, Platform};
+use kiln_proto::v1::{MachineInfo, ProgressEntry, WorkerStats};
+use tokio::sync::watch;
+
+use crate::{
+    context::FileSyncService,
+    engine::{BuildJob, BuildOutcome, EngineFacts, EngineState},
+};
+
+/// One attempt as an engine takes it.
+pub type Job = BuildJob<FileSyncService>;
+
+/// Takes what a build reports while it runs. Never waits.
+pub type Progress = std::sync::Arc<dyn Fn(ProgressEntry) + Send + Sync>;
+
+/// An engine and the machine it is on.
+#[async_trait]
+pub trait Builder: Send + Sync + 'static {
+    /// Changes whenever the engine goes away or comes back.
+    fn watch(&self) -> watch::Receiver<EngineState>;
+
+    /// How well this engine runs which platforms.
+    async fn platforms(&self, engine: &EngineFacts) -> BTreeMap<Platform, Grade>;
+
+    /// The machine.
+    fn machine(&self, engine: &EngineFacts) -> MachineInfo;
+
+    /// What the machine measures now.
+    fn stats(&self) -> WorkerStats;
+
+    /// Builds and pushes by digest. Dropping the future stops the build in the engine.
+    async fn build(&self, job: Job, progress: Progress) -> BuildOutcome;
+}
