@@ -7,19 +7,17 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use kiln_common::{Grade, Platform};
-use kiln_proto::v1::{MachineInfo, ProgressEntry, WorkerStats};
+use kiln_proto::v1::{MachineInfo, WorkerStats};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::FileSyncService,
-    engine::{BuildJob, BuildOutcome, EngineFacts, EngineState},
+    engine::{BuildJob, BuildOutcome, EngineFacts, EngineState, Progress},
 };
 
 /// One attempt as an engine takes it.
 pub type Job = BuildJob<FileSyncService>;
-
-/// Takes what a build reports while it runs. Never waits.
-pub type Progress = std::sync::Arc<dyn Fn(ProgressEntry) + Send + Sync>;
 
 /// An engine and the machine it is on.
 #[async_trait]
@@ -36,6 +34,6 @@ pub trait Builder: Send + Sync + 'static {
     /// What the machine measures now.
     fn stats(&self) -> WorkerStats;
 
-    /// Builds and pushes by digest. Dropping the future stops the build in the engine.
-    async fn build(&self, job: Job, progress: Progress) -> BuildOutcome;
+    /// Builds and pushes by digest. Ends early once `stop` is cancelled; dropping the future stops the build, too.
+    async fn build(&self, job: Job, progress: Progress, stop: CancellationToken) -> BuildOutcome;
 }

@@ -21,16 +21,19 @@ use self::{
 };
 use crate::{
     agent_tunnel::AgentTunnel,
-    builder::{Builder, Job, Progress},
+    builder::{Builder, Job},
     context::ContextStore,
-    engine::BuildError,
+    engine::{BuildError, Progress},
     logs::{AttemptLog, SpoolDir, ship},
     session::Link,
     slots::{NotAdmitted, Slots, StopCause},
 };
 
 /// The report of an attempt that was stopped waits this long for its log at most: a cancel is answered within a second.
-const STOPPED_LOG_WAIT: Duration = Duration::from_millis(500);
+const STOPPED_LOG_WAIT: Duration = Duration::from_millis(400);
+
+/// A build that was told to stop has this long for its last words before it is dropped.
+const STOPPED_BUILD_WAIT: Duration = Duration::from_millis(300);
 
 /// What every job of this worker shares.
 #[derive(Clone)]
@@ -83,6 +86,7 @@ async fn run(jobs: Jobs, assignment: Assignment, stop: CancellationToken) {
     }
 
     let entries = log.close();
+    jobs.slots.delivering(attempt_id);
     let durable = log.durable(|| jobs.link.is_up());
     match &cause {
         None => durable.await,
@@ -104,20 +108,27 @@ async fn run(jobs: Jobs, assignment: Assignment, stop: CancellationToken) {
 /// Builds until the end, the timeout or the stop, whichever is first. What is dropped stops in the engine.
 async fn build_or_stop(jobs: &Jobs, assignment: Assignment, log: &Arc<AttemptLog>, stop: &CancellationToken) -> End {
     let timeout = assignment.timeout;
-    let building = AssertUnwindSafe(build(jobs, assignment, log)).catch_unwind();
+    let mut building = Box::pin(AssertUnwindSafe(build(jobs, assignment, log, stop)).catch_unwind());
     tokio::select! {
         biased;
-        () = stop.cancelled() => End::Stopped,
-        () = tokio::time::sleep(timeout) => End::TimedOut(timeout),
-        result = building => match result {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(timeout) => return End::TimedOut(timeout),
+        result = &mut building => return match result {
             Ok(result) => End::Built(result),
             Err(panic) => End::Panicked(outcome::panic_message(&*panic)),
         },
     }
+    let _ = tokio::time::timeout(STOPPED_BUILD_WAIT, building).await;
+    End::Stopped
 }
 
 /// Contexts, then the engine.
-async fn build(jobs: &Jobs, assignment: Assignment, log: &Arc<AttemptLog>) -> Result<Built, BuildError> {
+async fn build(
+    jobs: &Jobs,
+    assignment: Assignment,
+    log: &Arc<AttemptLog>,
+    stop: &CancellationToken,
+) -> Result<Built, BuildError> {
     let attempt = assignment.attempt;
     if let Some(warning) = assignment.emulation_warning() {
         log.append(entry(v1::progress_entry::Event::Warning(warning)));
@@ -138,7 +149,7 @@ async fn build(jobs: &Jobs, assignment: Assignment, log: &Arc<AttemptLog>) -> Re
     let sink = log.clone();
     let progress: Progress = Arc::new(move |entry| sink.append(entry));
     jobs.slots.started(attempt);
-    let built = jobs.builder.build(job, progress).await;
+    let built = jobs.builder.build(job, progress, stop.clone()).await;
     let context_bytes_fetched = trees.fetched(log);
     match (built, trees.failure()) {
         (Ok(image), _) => Ok(Built { image, context_bytes_fetched }),

@@ -23,7 +23,10 @@ pub struct Slots {
 
 #[derive(Debug)]
 struct Table {
-    slots: u32,
+    /// From the worker's own configuration.
+    configured: u32,
+    /// Set by an operator of the farm over it.
+    set: Option<u32>,
     leaving: bool,
     attempts: BTreeMap<AttemptId, Entry>,
 }
@@ -40,6 +43,8 @@ struct Entry {
 enum Phase {
     Preparing,
     Started,
+    /// The engine is done; the rest of the log is on its way.
+    Delivering,
     Finished(Outcome),
 }
 
@@ -68,14 +73,22 @@ pub enum NotAdmitted {
 impl Slots {
     #[must_use]
     pub fn new(slots: u32) -> Self {
-        let table = Table { slots: slots.clamp(1, limits::WORKER_SLOTS), leaving: false, attempts: BTreeMap::new() };
+        let configured = slots.clamp(1, limits::WORKER_SLOTS);
+        let table = Table { configured, set: None, leaving: false, attempts: BTreeMap::new() };
         Self { table: Mutex::new(table), version: watch::Sender::new(0) }
     }
 
     /// How many attempts run at once.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        self.table().slots
+        self.table().capacity()
+    }
+
+    /// Takes an operator's bound, or with `None` the configured one again. Attempts beyond it go on to their end.
+    pub fn resize(&self, slots: Option<u32>) {
+        let mut table = self.table();
+        table.set = slots.map(|slots| slots.clamp(1, limits::WORKER_SLOTS));
+        self.changed(table);
     }
 
     /// Takes an attempt; the token ends when it is to stop.
@@ -92,8 +105,9 @@ impl Slots {
         if table.leaving {
             return Err(NotAdmitted::Leaving);
         }
-        if table.attempts.values().filter(|entry| entry.holds_slot()).count() >= table.slots as usize {
-            return Err(NotAdmitted::Full { slots: table.slots });
+        let slots = table.capacity();
+        if table.attempts.values().filter(|entry| entry.holds_slot()).count() >= slots as usize {
+            return Err(NotAdmitted::Full { slots });
         }
         let stop = CancellationToken::new();
         table.attempts.insert(attempt, Entry::new(Phase::Preparing, stop.clone()));
@@ -118,6 +132,15 @@ impl Slots {
         let mut table = self.table();
         if let Some(entry) = table.attempts.get_mut(&attempt) {
             entry.phase = Phase::Started;
+        }
+        self.changed(table);
+    }
+
+    /// The engine is done with the attempt: its report waits for its log only.
+    pub fn delivering(&self, attempt: AttemptId) {
+        let mut table = self.table();
+        if let Some(entry) = table.attempts.get_mut(&attempt) {
+            entry.phase = Phase::Delivering;
         }
         self.changed(table);
     }
@@ -203,9 +226,9 @@ impl Slots {
         self.changed(table);
     }
 
-    /// Ends when no attempt runs any more.
+    /// Ends when the engine has no attempt any more.
     pub async fn idle(&self) {
-        self.until(|table| table.attempts.values().all(Entry::is_finished)).await;
+        self.until(|table| !table.attempts.values().any(Entry::is_in_engine)).await;
     }
 
     /// Ends when nothing runs and every report is acknowledged.
@@ -234,7 +257,6 @@ impl Slots {
     }
 
     fn changed(&self, table: MutexGuard<'_, Table>) {
-        debug_assert!(table.attempts.values().filter(|entry| entry.holds_slot()).count() <= table.slots as usize);
         drop(table);
         self.version.send_modify(|version| *version = version.wrapping_add(1));
     }
@@ -245,6 +267,12 @@ impl Slots {
     }
 }
 
+impl Table {
+    fn capacity(&self) -> u32 {
+        self.set.unwrap_or(self.configured)
+    }
+}
+
 impl Entry {
     const fn new(phase: Phase, stop: CancellationToken) -> Self {
         Self { phase, stop, cause: None }
@@ -252,8 +280,15 @@ impl Entry {
 
     const fn is_finished(&self) -> bool {
         match self.phase {
-            Phase::Preparing | Phase::Started => false,
+            Phase::Preparing | Phase::Started | Phase::Delivering => false,
             Phase::Finished(_) => true,
+        }
+    }
+
+    const fn is_in_engine(&self) -> bool {
+        match self.phase {
+            Phase::Preparing | Phase::Started => true,
+            Phase::Delivering | Phase::Finished(_) => false,
         }
     }
 
@@ -275,7 +310,7 @@ impl Phase {
     fn outcome(&self) -> Option<Outcome> {
         match self {
             Self::Preparing => None,
-            Self::Started => Some(Outcome::Started(kiln_proto::v1::AttemptStarted {})),
+            Self::Started | Self::Delivering => Some(Outcome::Started(kiln_proto::v1::AttemptStarted {})),
             Self::Finished(outcome) => Some(outcome.clone()),
         }
     }
@@ -299,6 +334,16 @@ mod tests {
         assert!(slots.stop(first, "told so"));
         assert_eq!(slots.stop_cause(first), Some(StopCause::Told("told so".into())));
         assert!(slots.admit(AttemptId::generate()).is_ok());
+    }
+
+    #[test]
+    fn an_operator_s_slots_go_over_the_configured_ones() {
+        let slots = Slots::new(1);
+        slots.admit(AttemptId::generate()).expect("a free slot");
+        slots.resize(Some(2));
+        slots.admit(AttemptId::generate()).expect("a second slot");
+        slots.resize(None);
+        assert_eq!(slots.admit(AttemptId::generate()).err(), Some(NotAdmitted::Full { slots: 1 }));
     }
 
     #[test]

@@ -123,6 +123,19 @@ async fn a_flood_beyond_the_slots_is_refused_and_harms_nothing() {
 }
 
 #[tokio::test]
+async fn an_operator_changes_the_slots_without_a_restart() {
+    let (coordinator, engine) = (Coordinator::start().await, ScriptedEngine::new());
+    let _worker = worker(&coordinator, &engine, 1).await;
+    coordinator.set_slots(2);
+    engine.gate.add_permits(2);
+    for _ in 0..2 {
+        coordinator.assign(assignment(&coordinator, "gate").1);
+    }
+    let succeeded = |report: &kiln_proto::v1::AttemptReport| matches!(report.outcome, Some(Outcome::Succeeded(_)));
+    coordinator.until("both succeed", |seen| seen.reports.iter().filter(|report| succeeded(report)).count() == 2).await;
+}
+
+#[tokio::test]
 async fn an_assignment_that_makes_no_sense_is_reported_as_such() {
     let (coordinator, engine) = (Coordinator::start().await, ScriptedEngine::new());
     let _worker = worker(&coordinator, &engine, 1).await;

@@ -117,6 +117,10 @@ impl<'a> Live<'a> {
                     .is_some_and(|attempt| self.session.slots.stop(attempt, &cancel.reason));
                 tracing::info!(attempt_id = cancel.attempt_id, reason = cancel.reason, stopped, "cancelled");
             }
+            coordinator_message::Message::Settings(settings) => {
+                tracing::info!(slots = settings.slots, "an operator set this worker's slots");
+                self.session.slots.resize((settings.slots > 0).then_some(settings.slots));
+            }
             coordinator_message::Message::Ack(ack) => {
                 if let Some(attempt) = attempt_id(&ack.attempt_id) {
                     self.session.slots.acknowledge(attempt);

@@ -20,7 +20,7 @@ use kiln_proto::{
     status::Refused,
     v1::{
         AgentFrame, Assignment, AttemptReport, CancelAttempt, Chunk, CoordinatorMessage, EnrollRequest, EnrollResponse,
-        FetchContextRequest, FetchContextResponse, Hello, LogAck, LogBatch, ProgressEntry, ReportAck, Welcome,
+        FetchContextRequest, FetchContextResponse, Hello, LogAck, LogBatch, ProgressEntry, ReportAck, Settings, Welcome,
         WorkerMessage,
         attempt_report::Outcome,
         coordinator_message, worker_message,
@@ -155,6 +155,10 @@ impl Coordinator {
     pub fn cancel(&self, attempt: AttemptId) {
         let reason = "the user said so".to_owned();
         self.send(coordinator_message::Message::Cancel(CancelAttempt { attempt_id: attempt.to_string(), reason }));
+    }
+
+    pub fn set_slots(&self, slots: u32) {
+        self.send(coordinator_message::Message::Settings(Settings { slots }));
     }
 
     fn send(&self, message: coordinator_message::Message) {

@@ -13,13 +13,14 @@ use std::{
 use kiln_common::{Feature, FeatureSet, Grade, Platform, spec::ImageDescriptor};
 use kiln_proto::v1::{LogLine, MachineInfo, ProgressEntry, WorkerStats, progress_entry::Event};
 use kiln_worker::{
-    builder::{Builder, Job, Progress},
-    engine::{BuildError, BuildOutcome, EngineFacts, EngineKind, EngineState},
+    builder::{Builder, Job},
+    engine::{BuildError, BuildOutcome, EngineFacts, EngineKind, EngineState, Progress},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::{Semaphore, watch},
 };
+use tokio_util::sync::CancellationToken;
 
 pub struct ScriptedEngine {
     pub state: watch::Sender<EngineState>,
@@ -82,7 +83,7 @@ impl Builder for ScriptedEngine {
         WorkerStats { load1: 0.5, ..WorkerStats::default() }
     }
 
-    async fn build(&self, job: Job, progress: Progress) -> BuildOutcome {
+    async fn build(&self, job: Job, progress: Progress, _: CancellationToken) -> BuildOutcome {
         self.running.fetch_add(1, Ordering::SeqCst);
         let _running = Running(self.running.clone());
         let script = job.spec.build_args.get("SCRIPT").cloned().unwrap_or_default();
