@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use kiln_proto::v1::attempt_report::Outcome;
 use support::{PATIENCE, assignment, config, coordinator::Coordinator, engine::ScriptedEngine, lines, worker};
@@ -20,13 +20,7 @@ async fn a_coordinator_s_restart_loses_and_doubles_no_line_and_no_report() {
 
     coordinator.kill();
     engine.gate.add_permits(1);
-    tokio::time::timeout(PATIENCE, async {
-        while engine.running.load(Ordering::SeqCst) > 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("builds go on while nobody listens");
+    engine.idle().await;
     coordinator.restart().await;
 
     assert!(matches!(coordinator.outcome(gated).await, Outcome::Succeeded(_)));
@@ -73,7 +67,7 @@ async fn an_attempt_that_is_not_adopted_stops_without_a_report() {
     let (next, wire) = assignment(&coordinator, "lines 1");
     coordinator.assign(wire);
     assert!(matches!(coordinator.outcome(next).await, Outcome::Succeeded(_)), "its slot is free");
-    assert_eq!(engine.running.load(Ordering::SeqCst), 0);
+    engine.idle().await;
     assert!(coordinator.seen().outcome(attempt).is_none());
 }
 

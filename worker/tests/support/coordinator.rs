@@ -20,14 +20,17 @@ use kiln_proto::{
     status::Refused,
     v1::{
         AgentFrame, Assignment, AttemptReport, CancelAttempt, Chunk, CoordinatorMessage, EnrollRequest, EnrollResponse,
-        FetchContextRequest, FetchContextResponse, Hello, LogAck, LogBatch, ProgressEntry, ReportAck, Settings, Welcome,
-        WorkerMessage,
+        FetchContextRequest, FetchContextResponse, Hello, LogAck, LogBatch, ProgressEntry, ReportAck, Settings,
+        Welcome, WorkerMessage,
         attempt_report::Outcome,
         coordinator_message, worker_message,
         worker_service_server::{WorkerService, WorkerServiceServer},
     },
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_stream::{
     Stream, StreamExt,
     wrappers::{ReceiverStream, TcpListenerStream},
@@ -114,10 +117,7 @@ impl Coordinator {
         let (service, address) = (Service(self.seen.clone()), self.address);
         let (bound, port) = tokio::sync::oneshot::channel();
         runtime.spawn(async move {
-            let socket = tokio::net::TcpSocket::new_v4().unwrap();
-            socket.set_reuseaddr(true).unwrap();
-            socket.bind(address).unwrap();
-            let listener = socket.listen(64).unwrap();
+            let listener = listen(address).await;
             bound.send(listener.local_addr().unwrap()).unwrap();
             let server = Server::builder().tls_config(tls).unwrap().add_service(WorkerServiceServer::new(service));
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
@@ -182,6 +182,19 @@ impl Coordinator {
         self.until("a final report", |seen| seen.outcome(attempt).is_some()).await;
         self.seen().outcome(attempt).expect("reported")
     }
+}
+
+/// The coordinator that was killed may hold the port for another moment.
+async fn listen(address: SocketAddr) -> TcpListener {
+    let listening = async {
+        loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => return listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, listening).await.expect("the port is free")
 }
 
 impl Drop for Coordinator {

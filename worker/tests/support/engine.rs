@@ -35,6 +35,16 @@ impl ScriptedEngine {
         Arc::new(Self { state, gate: Semaphore::new(0), running: Arc::default() })
     }
 
+    /// Ends when no build is in the engine.
+    pub async fn idle(&self) {
+        let empty = async {
+            while self.running.load(Ordering::SeqCst) > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(super::PATIENCE, empty).await.expect("builds end");
+    }
+
     pub fn go_away(&self) {
         self.state.send_replace(EngineState::Down { last: facts(), problem: "it was stopped".to_owned() });
     }
