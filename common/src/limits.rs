@@ -83,6 +83,10 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP/2 flow control: what a peer may send ahead on one stream and on one connection.
 pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// The HTTP port: connections, bytes of one request's head, time for head and answer.
+pub const HTTP_CONNECTIONS: usize = 1024;
+pub const HTTP_HEADER_BYTES: usize = 16 * 1024;
+pub const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CONNECTIONS: usize = 16 * 1024;
 pub const STREAMS_PER_CONNECTION: u32 = 256;
 
