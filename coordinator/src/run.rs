@@ -108,6 +108,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
         insecure_registries: config.insecure_registries,
         stop: stopping.clone(),
     });
+    let router = crate::http::router(driver_handle.clone(), crate::http::metrics::recorder()?);
     let services = Services {
         access: AccessLayer::new(Arc::clone(&state.api_tokens), Arc::clone(&state.revocations)),
         api: Api {
@@ -127,7 +128,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
     let server = server::serve(incoming, services, stopping.clone())?;
     tokio::spawn(state.pki.server_certificate().keep_fresh(stopping.clone()));
     tokio::spawn(stop_on(shutdown, stopping.clone()));
-    drop(http);
+    tokio::spawn(crate::http::serve(http, router, stopping.clone()));
     info!(grpc = %grpc_addr, http = %http_addr, endpoint, "coordinator ready");
     Ok(Running {
         grpc_addr,

@@ -1,5 +1,7 @@
 //! The metrics that `/metrics` shows: every name is here, with its meaning; whoever measures uses these constants.
 
+use std::sync::{Mutex, PoisonError};
+
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 // The farm, set from the scheduler's state whenever someone looks.
@@ -22,16 +24,21 @@ pub const REGISTRY_RETRIES: &str = "kiln_registry_retries_total";
 /// Upper bounds of the histogram of publishes, in seconds: a merge takes milliseconds, a budget is two minutes.
 const PUBLISH_BUCKETS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0];
 
-/// Makes the process's recorder; the handle renders what was recorded.
+/// The process's one recorder, made with the first call; the handle renders what was recorded.
 ///
 /// # Errors
-/// When the process has one already.
-pub fn install() -> Result<PrometheusHandle, BuildError> {
+/// When the process has a recorder of someone else.
+pub fn recorder() -> Result<PrometheusHandle, BuildError> {
+    static RECORDER: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+    let mut recorder = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = &*recorder {
+        return Ok(handle.clone());
+    }
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(PUBLISH_SECONDS.to_owned()), &PUBLISH_BUCKETS)?
         .install_recorder()?;
     describe();
-    Ok(handle)
+    Ok(recorder.insert(handle).clone())
 }
 
 fn describe() {
