@@ -15,6 +15,8 @@ use crate::{
     store::{Store, StoreError, keys, records, records::BuildView},
 };
 
+pub(super) type Query = Box<dyn FnOnce(&Scheduler, Timestamp) + Send>;
+
 /// What waits for the driver.
 pub(super) enum Command {
     /// `done` is told once the turn that handled it is committed.
@@ -29,7 +31,7 @@ pub(super) enum Command {
         answer: oneshot::Sender<Result<BuildId, Refusal>>,
     },
     /// Runs on the committed state, between two turns.
-    Query(Box<dyn FnOnce(&Scheduler, Timestamp) + Send>),
+    Query(Query),
     WatchBuild {
         build: BuildId,
         answer: oneshot::Sender<Result<hub::BuildWatch, WatchError>>,

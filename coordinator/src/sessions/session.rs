@@ -254,7 +254,7 @@ impl Session {
             platform: dispatch.platform.to_string(),
             grade: convert::grade_to_wire(dispatch.grade).into(),
             spec: Some(convert::spec::encode(&dispatch.spec)),
-            secrets: secrets.secrets.iter().map(|(id, value)| (id.clone(), value.to_vec().into())).collect(),
+            secrets: secrets.secrets.iter().map(|(id, value)| (id.clone(), value.to_vec())).collect(),
             credentials: secrets.credentials.iter().map(|credential| credential.to_wire()).collect(),
             insecure_registries: self.farm.insecure_registries.to_vec(),
             timeout: Some(convert::duration_to_wire(dispatch.deadline.since(Timestamp::now()))),
