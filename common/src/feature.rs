@@ -22,19 +22,16 @@ pub enum Feature {
     Annotations,
     /// Layer compressions other than gzip (an OCI exporter).
     LayerCompression,
-    /// `--shm-size`, `--ulimit` of RUN steps (BuildKit 0.9; Docker 20.10 drops them without a word).
-    StepLimits,
 }
 
 impl Feature {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         Self::NamedContexts,
         Self::CacheExportRegistry,
         Self::CacheExportInline,
         Self::Attestations,
         Self::Annotations,
         Self::LayerCompression,
-        Self::StepLimits,
     ];
 
     /// The name in the API, in listings and in messages.
@@ -47,7 +44,6 @@ impl Feature {
             Self::Attestations => "attestations",
             Self::Annotations => "annotations",
             Self::LayerCompression => "layer-compression",
-            Self::StepLimits => "step-limits",
         }
     }
 
@@ -61,7 +57,6 @@ impl Feature {
             Self::Attestations => "--provenance or --sbom",
             Self::Annotations => "--annotation",
             Self::LayerCompression => "layer compression",
-            Self::StepLimits => "--shm-size or --ulimit",
         }
     }
 }

@@ -21,4 +21,5 @@ pub mod sessions;
 pub mod store;
 
 pub use config::Config;
+pub use kiln_scheduler::query::WorkerState;
 pub use run::{Running, start, start_with};

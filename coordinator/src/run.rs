@@ -23,7 +23,7 @@ use crate::{
     api::Api,
     config::{Config, Layout},
     contexts::{Contexts, service::ContextUploads},
-    driver::{Driver, Ledger, Parts, Publisher},
+    driver::{Driver, Handle, Ledger, Parts, Publisher},
     lock::DataLock,
     logs::Logs,
     pki::{JoinTokens, Pki, Revocations},
@@ -47,6 +47,7 @@ pub struct Running {
     pub dashboard_url: String,
     pub ca_file: PathBuf,
     pub admin_token_file: PathBuf,
+    handle: Handle,
     join_tokens: Arc<JoinTokens>,
     stopping: CancellationToken,
     driver: JoinHandle<Result<()>>,
@@ -112,7 +113,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
     let services = Services {
         access: AccessLayer::new(Arc::clone(&state.api_tokens), Arc::clone(&state.revocations)),
         api: Api {
-            driver: driver_handle,
+            driver: driver_handle.clone(),
             logs: state.logs,
             contexts: Arc::clone(&state.contexts),
             join_tokens: Arc::clone(&state.join_tokens),
@@ -137,6 +138,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
         dashboard_url,
         ca_file: layout.ca_file(),
         admin_token_file: layout.admin_token(),
+        handle: driver_handle,
         join_tokens: state.join_tokens,
         driver: tokio::spawn(drive(driver, stopping.clone())),
         server: tokio::spawn(async move { server.await.context("the gRPC server failed") }),
@@ -146,6 +148,17 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
 }
 
 impl Running {
+    /// The driver, for those who share the process.
+    #[must_use]
+    pub const fn driver(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Returns once the coordinator is stopping, whoever told it to.
+    pub async fn stopped(&self) {
+        self.stopping.cancelled().await;
+    }
+
     /// A join token for one worker, as `kiln workers token create` makes them.
     ///
     /// # Errors

@@ -15,7 +15,8 @@ use crate::{
     store::{Store, StoreError, keys, records, records::BuildView},
 };
 
-pub(super) type Query = Box<dyn FnOnce(&Scheduler, Timestamp) + Send>;
+/// Runs on the committed state.
+type Question = Box<dyn FnOnce(&Scheduler, Timestamp) + Send>;
 
 /// What waits for the driver.
 pub(super) enum Command {
@@ -31,7 +32,7 @@ pub(super) enum Command {
         answer: oneshot::Sender<Result<BuildId, Refusal>>,
     },
     /// Runs on the committed state, between two turns.
-    Query(Query),
+    Query(Question),
     WatchBuild {
         build: BuildId,
         answer: oneshot::Sender<Result<hub::BuildWatch, WatchError>>,
