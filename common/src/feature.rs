@@ -22,16 +22,19 @@ pub enum Feature {
     Annotations,
     /// Layer compressions other than gzip (an OCI exporter).
     LayerCompression,
+    /// `--shm-size`, `--ulimit` of RUN steps (BuildKit 0.9; Docker 20.10 drops them without a word).
+    StepLimits,
 }
 
 impl Feature {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NamedContexts,
         Self::CacheExportRegistry,
         Self::CacheExportInline,
         Self::Attestations,
         Self::Annotations,
         Self::LayerCompression,
+        Self::StepLimits,
     ];
 
     /// The name in the API, in listings and in messages.
@@ -44,6 +47,7 @@ impl Feature {
             Self::Attestations => "attestations",
             Self::Annotations => "annotations",
             Self::LayerCompression => "layer-compression",
+            Self::StepLimits => "step-limits",
         }
     }
 
@@ -57,6 +61,7 @@ impl Feature {
             Self::Attestations => "--provenance or --sbom",
             Self::Annotations => "--annotation",
             Self::LayerCompression => "layer compression",
+            Self::StepLimits => "--shm-size or --ulimit",
         }
     }
 }

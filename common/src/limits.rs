@@ -59,7 +59,7 @@ pub const CONTEXT_CACHE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 pub const CONTEXT_CACHE_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 pub const CONTEXT_CACHE_CHUNKS: usize = 512 * 1024;
 /// File contents that one read of a context takes at once, unless one chunk alone is longer.
-pub const CONTEXT_READ_BYTES: u64 = 4 * 1024 * 1024;
+pub const CONTEXT_READ_BYTES: u64 = 2 * 1024 * 1024;
 /// Files that the engine is served at once, in as many batches.
 pub const FILE_SYNC_BATCHES: usize = 4;
 pub const FILE_SYNC_BATCH_FILES: usize = 512;

@@ -207,6 +207,7 @@ impl BuildSpec {
             (Feature::CacheExportInline, cache_to(CacheKind::Inline)),
             (Feature::Attestations, self.provenance.is_some() || self.sbom.is_some()),
             (Feature::Annotations, manifest_annotations),
+            (Feature::StepLimits, self.shm_size.is_some() || !self.ulimits.is_empty()),
         ]
         .into_iter()
         .filter_map(|(feature, needed)| needed.then_some(feature))

@@ -13,6 +13,7 @@ pub mod enroll;
 pub mod job;
 pub mod logs;
 mod pause;
+pub mod probe;
 pub mod real_builder;
 pub mod session;
 pub mod slots;

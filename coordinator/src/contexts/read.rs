@@ -12,6 +12,7 @@ use kiln_proto::{
 use tonic::Status;
 
 use super::{Contexts, blocking, error::ContextsError, pack::Place, packs::Packs};
+use crate::http::metrics::CONTEXT_SERVED;
 
 /// Bytes of other chunks that are read along rather than read around.
 const GAP_BYTES: u32 = 64 * 1024;
@@ -53,7 +54,10 @@ pub async fn fetch_context(
     let ids = parse_ids(&request.ids).map_err(refused)?;
     let batches = contexts.read(ids).await.map_err(refused)?;
     Ok(batches.map(move |batch| {
-        let chunk = |(id, data): (ChunkId, Bytes)| Chunk { id: id.as_bytes().to_vec(), data };
+        let chunk = |(id, data): (ChunkId, Bytes)| {
+            metrics::counter!(CONTEXT_SERVED).increment(data.len() as u64);
+            Chunk { id: id.as_bytes().to_vec(), data }
+        };
         batch.map(|batch| FetchContextResponse { chunks: batch.into_iter().map(chunk).collect() }).map_err(refused)
     }))
 }

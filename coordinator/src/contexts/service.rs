@@ -12,6 +12,7 @@ use kiln_proto::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Contexts, ContextsError, Stored, read::parse_ids};
+use crate::http::metrics::CONTEXT_RECEIVED;
 
 /// Mount it behind the check of the caller's role, with
 /// `max_decoding_message_size(`[`MESSAGE_BYTES`](kiln_common::limits::MESSAGE_BYTES)`)`.
@@ -77,6 +78,7 @@ async fn take(contexts: Arc<Contexts>, mut messages: Streaming<UploadRequest>) -
 fn chunks(message: UploadRequest) -> Result<Vec<(ChunkId, bytes::Bytes)>, ContextsError> {
     let chunk = |chunk: kiln_proto::v1::Chunk| {
         let id = ChunkId::try_from(chunk.id.as_slice()).map_err(|_| ContextsError::Ids { length: chunk.id.len() })?;
+        metrics::counter!(CONTEXT_RECEIVED).increment(chunk.data.len() as u64);
         Ok((id, chunk.data))
     };
     message.chunks.into_iter().map(chunk).collect()

@@ -15,8 +15,7 @@ use crate::{
     store::{Store, StoreError, keys, records, records::BuildView},
 };
 
-/// Runs on the committed state.
-type Question = Box<dyn FnOnce(&Scheduler, Timestamp) + Send>;
+pub(super) type Query = Box<dyn FnOnce(&Scheduler, Timestamp) + Send>;
 
 /// What waits for the driver.
 pub(super) enum Command {
@@ -32,7 +31,7 @@ pub(super) enum Command {
         answer: oneshot::Sender<Result<BuildId, Refusal>>,
     },
     /// Runs on the committed state, between two turns.
-    Query(Question),
+    Query(Query),
     WatchBuild {
         build: BuildId,
         answer: oneshot::Sender<Result<hub::BuildWatch, WatchError>>,

@@ -25,3 +25,6 @@ pub use turn::{Driver, Parts, Queue, StopCause};
 
 /// A build with its tasks, as committed.
 pub use crate::store::records::BuildView as BuildSnapshot;
+
+#[cfg(test)]
+mod tests;

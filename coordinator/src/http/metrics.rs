@@ -54,4 +54,8 @@ fn describe() {
     describe_counter!(PUBLISHES, "publishes, by result");
     describe_histogram!(PUBLISH_SECONDS, "time from the last required leg to the last tag");
     describe_counter!(REGISTRY_RETRIES, "registry calls that were tried again");
+    // Shown as 0 from the start, so that a rate has something to start from.
+    for name in [CONTEXT_RECEIVED, CONTEXT_SERVED, REGISTRY_RETRIES] {
+        metrics::counter!(name).increment(0);
+    }
 }

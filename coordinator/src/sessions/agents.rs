@@ -69,13 +69,13 @@ impl AgentRelay {
         };
         let relay = self.clone();
         tokio::spawn(async move {
-            relay.relay_client(build, incoming).await;
+            relay.take_from_client(build, incoming).await;
             relay.client_left(build, number);
         });
         Ok(ReceiverStream::new(receiver).boxed())
     }
 
-    async fn relay_client(&self, build: BuildId, mut incoming: Streaming<AgentFrame>) {
+    async fn take_from_client(&self, build: BuildId, mut incoming: Streaming<AgentFrame>) {
         while let Ok(Some(frame)) = incoming.message().await {
             let number = frame.connection;
             let (close, sender) = {
@@ -127,7 +127,7 @@ impl AgentRelay {
         let relay = self.clone();
         tokio::spawn(async move {
             let close = AgentFrame { connection: number, close: true, ..Default::default() };
-            relay.relay_worker(number, first, incoming, &client).await;
+            relay.take_from_worker(number, first, incoming, &client).await;
             if relay.shared().connections.remove(&number).is_some() {
                 // A client that is gone needs no farewell.
                 let _ = client.send(Ok(close)).await;
@@ -136,7 +136,13 @@ impl AgentRelay {
         Ok(ReceiverStream::new(receiver).boxed())
     }
 
-    async fn relay_worker(&self, number: u64, first: AgentFrame, mut incoming: Streaming<AgentFrame>, client: &Sender) {
+    async fn take_from_worker(
+        &self,
+        number: u64,
+        first: AgentFrame,
+        mut incoming: Streaming<AgentFrame>,
+        client: &Sender,
+    ) {
         let mut next = Ok(Some(AgentFrame { id: String::new(), ..first }));
         while let Ok(Some(frame)) = next {
             let close = frame.close || frame.data.len() > limits::AGENT_FRAME_BYTES;

@@ -215,6 +215,8 @@ fn features(kind: EngineKind, release: &BuildkitRelease, named_contexts: bool) -
         (Feature::Attestations, has_oci_exporter && release.knows_info),
         (Feature::Annotations, has_oci_exporter && release.knows_info),
         (Feature::LayerCompression, has_oci_exporter && release.knows_info),
+        // Their attributes came to the frontend one release before named contexts did.
+        (Feature::StepLimits, named_contexts),
     ]
     .into_iter()
     .filter_map(|(feature, has)| has.then_some(feature))
@@ -269,7 +271,7 @@ mod tests {
         assert_eq!(old, FeatureSet::from([Feature::CacheExportInline]));
         let release = BuildkitRelease { knows_info: true, version: String::new() };
         let new = features(EngineKind::DockerdClassic, &release, true);
-        assert_eq!(new, FeatureSet::from([Feature::CacheExportInline, Feature::NamedContexts]));
+        assert_eq!(new, FeatureSet::from([Feature::CacheExportInline, Feature::NamedContexts, Feature::StepLimits]));
         assert_eq!(features(EngineKind::Buildkitd, &release, true), Feature::ALL.into());
     }
 

@@ -5,6 +5,7 @@ use std::{
     env,
     process::Command,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use kiln_common::{
@@ -184,4 +185,24 @@ pub fn stored_images(address: &str) -> String {
     let socket = address.strip_prefix("unix://").expect("a unix socket");
     let output = Command::new("curl").args(["-s", "--unix-socket", socket, "http://docker/images/json"]).output();
     String::from_utf8(output.expect("curl runs").stdout).expect("text")
+}
+
+/// Waits for what has to become true soon.
+pub async fn eventually(mut is_so: impl FnMut() -> bool) {
+    for _ in 0..300 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it did not become so within 15 s");
+}
+
+/// Whether a process with this command line runs on this machine, in whatever container.
+pub fn runs(command: &str) -> bool {
+    let wanted = command.replace(' ', "\0") + "\0";
+    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+    processes
+        .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
+        .any(|line| line == wanted.as_bytes())
 }

@@ -5,8 +5,9 @@
 pub(super) struct Regex {
     /// Each step and the index to go on at; the match is at the end.
     program: Vec<Step>,
-    /// Characters that every match begins with: most paths fail here.
+    /// Characters that every match begins and ends with: most paths fail here.
     literal: String,
+    ending: String,
 }
 
 #[derive(Debug, Clone)]
@@ -30,12 +31,12 @@ impl Regex {
         let mut parser = Parser { chars: expression.strip_prefix('^')?.chars().peekable(), program: Vec::new() };
         parser.sequence(false)?;
         let program = parser.program;
-        let literal = leading_literal(&program);
-        Some(Self { program, literal })
+        let (literal, ending) = (leading_literal(&program), trailing_literal(&program));
+        Some(Self { program, literal, ending })
     }
 
     pub(super) fn is_match(&self, text: &str) -> bool {
-        if !text.starts_with(&self.literal) {
+        if !text.starts_with(&self.literal) || !text.ends_with(&self.ending) {
             return false;
         }
         let end = self.program.len();
@@ -87,6 +88,18 @@ impl Regex {
 /// The characters before the first step that is none: one that may be left out or repeated stands behind a split.
 fn leading_literal(program: &[Step]) -> String {
     program.iter().map_while(|step| if let Step::Char(char) = step { Some(*char) } else { None }).collect()
+}
+
+/// The characters at the end that nothing jumps over or into.
+fn trailing_literal(program: &[Step]) -> String {
+    let targets = program.iter().map(|step| match step {
+        Step::Split(left, right) => *left.max(right),
+        Step::Jump(to) => *to,
+        Step::Start | Step::Char(_) | Step::Dot | Step::Class { .. } => 0,
+    });
+    let fixed = &program[targets.max().unwrap_or(0)..];
+    let last = fixed.iter().rposition(|step| !matches!(step, Step::Char(_))).map_or(0, |index| index + 1);
+    leading_literal(&fixed[last..])
 }
 
 struct States {
@@ -248,6 +261,18 @@ mod tests {
     fn a_leading_literal_stops_where_something_optional_begins() {
         assert_eq!(Regex::new("^ab[^/]*c").expect("valid").literal, "ab");
         assert_eq!(Regex::new("^(.*/)?c").expect("valid").literal, "");
+        let endings = [
+            ("^(.*/)?[^/]*\\.pyc", ".pyc"),
+            ("^a?", ""),
+            ("^ba?", ""),
+            ("^a*b", "b"),
+            ("^ab", "ab"),
+            ("^a[b]c", "c"),
+            ("^ab*", ""),
+        ];
+        for (expression, ending) in endings {
+            assert_eq!(Regex::new(expression).expect("valid").ending, ending, "{expression}");
+        }
         assert!(Regex::new("^ab*c").expect("valid").is_match("ac"));
     }
 }

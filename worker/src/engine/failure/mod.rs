@@ -18,7 +18,7 @@ enum Whose {
 
 /// The first row whose text is in the message decides. What only a user's own step can cause comes first, because
 /// such a message quotes the step, which may say anything.
-const CLASSES: [(&str, Whose); 48] = [
+const CLASSES: [(&str, Whose); 50] = [
     ("exit code: ", Whose::User),
     ("dockerfile parse error", Whose::User),
     ("unknown instruction", Whose::User),
@@ -67,6 +67,8 @@ const CLASSES: [(&str, Whose); 48] = [
     ("not allowed", Whose::User),
     ("no access allowed", Whose::User),
     ("must be", Whose::User),
+    ("cannot be empty", Whose::User),
+    ("should not be", Whose::User),
 ];
 
 /// Wrappers that say nothing to people.

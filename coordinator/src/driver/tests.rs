@@ -1,0 +1,225 @@
+//! What the driver promises, with a store that can fail and a farm of no real workers.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream::BoxStream};
+use kiln_common::{BuildId, BuildSpec, Grade, Timestamp, WorkerId, limits};
+use kiln_scheduler::{
+    BuildState, Event, Scheduler, WorkerRecord,
+    effect::PublishJob,
+    record::{EngineFacts, MachineFacts, WorkerFacts},
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Driver, Handle, Ledger, Order, Outbox, Parts, PublishOutcome, Publisher, StopCause, Submission, SubmitError,
+};
+use crate::{
+    credentials::{BuildSecrets, RegistryCredential},
+    seal::Sealer,
+    secrets::SecretStore,
+    store::{Change, Entry, MemoryStore, Revision, Store, StoreError, Txn, keys},
+};
+
+/// Works until it is told to fail.
+#[derive(Default)]
+struct Breakable {
+    inner: MemoryStore,
+    broken: AtomicBool,
+}
+
+#[async_trait]
+impl Store for Breakable {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.inner.get(key).await
+    }
+
+    async fn range(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        self.inner.range(prefix, after, limit).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<Revision, StoreError> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(StoreError::Failed { place: "test".into(), problem: "no space left on device".into() });
+        }
+        self.inner.commit(txn).await
+    }
+
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        self.inner.revision().await
+    }
+
+    fn watch(&self, prefix: &str, from: Revision) -> BoxStream<'static, Result<Vec<Change>, StoreError>> {
+        self.inner.watch(prefix, from)
+    }
+}
+
+#[derive(Default)]
+struct Sent(Mutex<Vec<Order>>);
+
+impl Outbox for Sent {
+    fn send(&self, _: WorkerId, order: Order) {
+        self.0.lock().expect("sound").push(order);
+    }
+}
+
+struct Never;
+
+#[async_trait]
+impl Publisher for Never {
+    async fn publish(&self, _: PublishJob, _: Vec<RegistryCredential>, _: CancellationToken) -> PublishOutcome {
+        std::future::pending().await
+    }
+}
+
+struct Bench {
+    store: Arc<Breakable>,
+    sent: Arc<Sent>,
+    handle: Handle,
+    run: JoinHandle<Result<(), StopCause>>,
+    worker: WorkerId,
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    /// A driver with one worker for linux/amd64.
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Arc::new(Breakable::default());
+        let sent = Arc::new(Sent::default());
+        let sealer = Sealer::open_key(&directory.path().join("seal.key")).expect("a key");
+        let secrets = SecretStore::new(Arc::clone(&store) as _, Arc::new(sealer));
+        let (handle, queue) = Driver::queue(Arc::clone(&store) as _, secrets.clone());
+        let parts = Parts {
+            scheduler: Scheduler::new(kiln_scheduler::Config::default(), 1),
+            store: Arc::clone(&store) as _,
+            secrets,
+            outbox: Arc::clone(&sent) as _,
+            publisher: Arc::new(Never),
+            ledger: Arc::new(Ledger::default()),
+        };
+        let driver = Driver::restore(parts, handle.clone(), queue).await.expect("an empty store");
+        let run = tokio::spawn(driver.run(CancellationToken::new()));
+        let worker = WorkerId::generate();
+        let bench = Self { store, sent, handle, run, worker, _directory: directory };
+        bench.handle.send(Event::WorkerEnrolled { worker: record(worker) }).await.expect("enrolled");
+        let connected = Event::WorkerConnected { worker, facts: Box::new(facts()), attempts: Vec::new() };
+        bench.handle.send(connected).await.expect("connected");
+        bench
+    }
+
+    async fn submit(&self) -> Result<BuildId, SubmitError> {
+        let secrets = BuildSecrets::from_wire([("id".to_owned(), b"hunter2".to_vec())], Vec::new()).expect("sound");
+        let submission = Submission { build: BuildId::generate(), request_id: None, spec: spec(), secrets };
+        self.handle.submit(submission).await.map(|submitted| submitted.build)
+    }
+
+    fn orders(&self) -> usize {
+        self.sent.0.lock().expect("sound").len()
+    }
+}
+
+fn record(id: WorkerId) -> WorkerRecord {
+    WorkerRecord {
+        id,
+        name: "board".into(),
+        joined_at: Timestamp::now(),
+        facts: None,
+        labels: Default::default(),
+        slots: None,
+        cordon: None,
+        quarantine: None,
+    }
+}
+
+fn facts() -> WorkerFacts {
+    WorkerFacts {
+        platforms: [("linux/amd64".parse().expect("valid"), Grade::Native)].into(),
+        slots: 64,
+        labels: Default::default(),
+        features: Default::default(),
+        engine: EngineFacts::default(),
+        machine: MachineFacts::default(),
+    }
+}
+
+fn spec() -> BuildSpec {
+    let text = format!(
+        r#"{{"context":null,"dockerfile":{{"tree":"{}","filename":"Dockerfile"}},
+            "platforms":[{{"platform":"linux/amd64","required":true}}],"tags":["r.example/app:1"],
+            "timeout":{{"secs":3600,"nanos":0}},"project":"r.example/app"}}"#,
+        "0".repeat(64)
+    );
+    serde_json::from_str(&text).expect("a spec")
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_or_sent_once_a_commit_fails_and_the_loop_ends() {
+    let bench = Bench::new().await;
+    let before = bench.orders();
+    bench.store.broken.store(true, Ordering::SeqCst);
+    assert!(matches!(bench.submit().await, Err(SubmitError::Stopped)));
+    assert_eq!(bench.orders(), before, "no effect of the turn was acted on");
+    assert!(matches!(bench.run.await.expect("no panic"), Err(StopCause::Commit(_))));
+}
+
+#[tokio::test]
+async fn secrets_are_stored_sealed_with_the_build_and_gone_with_its_end() {
+    let bench = Bench::new().await;
+    let build = bench.submit().await.expect("accepted");
+    let kept = bench.store.get(&keys::secrets(build)).await.expect("reads").expect("kept");
+    assert!(!kept.value.windows(7).any(|window| window == b"hunter2"));
+    bench.handle.send(Event::Cancel { build, reason: "test".into() }).await.expect("cancelled");
+    assert_eq!(bench.store.get(&keys::secrets(build)).await.expect("reads"), None);
+    assert_eq!(bench.store.get(&keys::open(build)).await.expect("reads"), None);
+}
+
+#[tokio::test]
+async fn a_watcher_sees_the_build_as_it_is_and_its_end() {
+    let bench = Bench::new().await;
+    let build = bench.submit().await.expect("accepted");
+    let mut watch = bench.handle.watch_build(build).await.expect("watched");
+    assert_eq!(watch.next().await.expect("now").expect("holds").build.id, build);
+    bench.handle.send(Event::Cancel { build, reason: "test".into() }).await.expect("cancelled");
+    let mut last = None;
+    while let Some(view) = watch.next().await {
+        last = Some(view.expect("holds"));
+    }
+    assert!(matches!(last.expect("a change").build.state, BuildState::Cancelled { .. }));
+}
+
+#[tokio::test]
+async fn a_watcher_that_lags_behind_is_dropped_and_told() {
+    let bench = Bench::new().await;
+    let mut slow = bench.handle.watch_workers().await.expect("watched");
+    for _ in 0..=limits::WATCH_QUEUE {
+        let event = Event::WorkerHeartbeat { worker: bench.worker, stats: Default::default() };
+        bench.handle.send(event).await.expect("handled");
+    }
+    assert!(slow.next().await.expect("an answer").is_err());
+    assert!(slow.next().await.is_none());
+}
+
+#[tokio::test]
+async fn the_same_request_id_gives_the_same_build_also_at_once() {
+    let bench = Bench::new().await;
+    let submit = || {
+        let submission = Submission {
+            build: BuildId::generate(),
+            request_id: Some("once".into()),
+            spec: spec(),
+            secrets: BuildSecrets::default(),
+        };
+        bench.handle.submit(submission)
+    };
+    let (a, b) = tokio::join!(submit(), submit());
+    let (a, b) = (a.expect("accepted"), b.expect("accepted"));
+    assert_eq!(a.build, b.build);
+    assert!(a.existed != b.existed);
+    assert!(submit().await.expect("accepted").existed);
+}

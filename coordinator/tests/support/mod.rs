@@ -1,0 +1,301 @@
+//! A coordinator in this process over real TLS, people who call it, and workers that only pretend to build.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use clap::Parser;
+use kiln_common::{
+    Digest, Timestamp,
+    runtime::{Dialer, JoinToken, Shutdown, tls},
+};
+use kiln_coordinator::{
+    Config, Running,
+    credentials::RegistryCredential,
+    driver::{PublishOutcome, Publisher},
+};
+use kiln_proto::v1::{
+    self, build_service_client::BuildServiceClient, coordinator_message::Message as Down,
+    farm_service_client::FarmServiceClient, worker_message::Message as Up, worker_service_client::WorkerServiceClient,
+};
+use kiln_scheduler::{effect::PublishJob, record::Published};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, Streaming, metadata::MetadataValue, service::Interceptor, transport::Channel};
+
+/// Nothing in these tests takes longer than this but by a defect.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What must come, comes.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} did not come"))
+}
+
+/// Publishes nowhere and counts.
+#[derive(Debug, Default)]
+pub struct FakePublisher {
+    pub published: AtomicUsize,
+}
+
+#[async_trait]
+impl Publisher for FakePublisher {
+    async fn publish(&self, job: PublishJob, _: Vec<RegistryCredential>, _: CancellationToken) -> PublishOutcome {
+        self.published.fetch_add(1, Ordering::SeqCst);
+        PublishOutcome::Succeeded(Published {
+            digest: digest(),
+            media_type: "application/vnd.oci.image.index.v1+json".to_owned(),
+            size: 100,
+            tags: job.spec.tags.iter().map(ToString::to_string).collect(),
+            platform_sizes: Default::default(),
+            at: Timestamp::now(),
+        })
+    }
+}
+
+pub fn digest() -> Digest {
+    Digest::from_sha256([7; 32])
+}
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    config: Config,
+}
+
+pub fn config(data_dir: &Path) -> Config {
+    let data_dir = data_dir.to_str().expect("utf-8");
+    let arguments = ["test", "--data-dir", data_dir, "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    Flags::parse_from(arguments).config
+}
+
+pub struct Farm {
+    pub running: Running,
+    pub publisher: Arc<FakePublisher>,
+}
+
+impl Farm {
+    pub async fn start(data_dir: &Path) -> Self {
+        let publisher = Arc::new(FakePublisher::default());
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        // An earlier coordinator of this process may still be letting go of its files.
+        loop {
+            let started =
+                kiln_coordinator::start_with(config(data_dir), Shutdown::new(), Arc::clone(&publisher) as _).await;
+            match started {
+                Ok(running) => return Self { running, publisher },
+                Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error:#}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn people(&self) -> People {
+        People::connect(&self.running.endpoint, &self.running.ca_file, &self.running.admin_token_file)
+    }
+
+    pub async fn worker(&self, name: &str) -> Worker {
+        let token = self.running.create_join_token().await.expect("a token");
+        Worker::join(&token, name).await
+    }
+}
+
+/// Someone with an admin token.
+#[derive(Clone)]
+pub struct People {
+    pub builds: BuildServiceClient<tonic::service::interceptor::InterceptedService<Channel, Bearer>>,
+    pub farm: FarmServiceClient<tonic::service::interceptor::InterceptedService<Channel, Bearer>>,
+}
+
+#[derive(Clone)]
+pub struct Bearer(MetadataValue<tonic::metadata::Ascii>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+impl People {
+    pub fn connect(endpoint: &str, ca_file: &Path, token_file: &Path) -> Self {
+        let ca = tls::certificates("ca", &std::fs::read(ca_file).expect("the CA")).expect("PEM");
+        let config = tls::client_config(tls::Trust::Ca(ca), None).expect("a TLS configuration");
+        let channel = Dialer::new(&[endpoint], config).expect("an address").channel().expect("a channel");
+        let token = std::fs::read_to_string(token_file).expect("the token");
+        let bearer = Bearer(format!("Bearer {}", token.trim()).parse().expect("ASCII"));
+        Self {
+            builds: BuildServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            farm: FarmServiceClient::with_interceptor(channel, bearer),
+        }
+    }
+
+    pub async fn submit(&mut self, request: v1::SubmitRequest) -> Result<v1::Build, Status> {
+        let response = soon("the answer to a submit", self.builds.submit(request)).await?;
+        Ok(response.into_inner().build.expect("a build"))
+    }
+
+    pub async fn join_token(&mut self) -> String {
+        let request = v1::CreateJoinTokenRequest { uses: 1, ..Default::default() };
+        soon("a token", self.farm.create_join_token(request)).await.expect("made").into_inner().token
+    }
+
+    pub async fn get(&mut self, id: &str) -> v1::Build {
+        let request = v1::GetBuildRequest { id: id.to_owned() };
+        soon("a build", self.builds.get(request)).await.expect("known").into_inner()
+    }
+
+    /// The build once it is final.
+    pub async fn finished(&mut self, id: &str) -> v1::Build {
+        let request = v1::WatchBuildRequest { id: id.to_owned() };
+        let mut watch = self.builds.watch(request).await.expect("watched").into_inner();
+        let mut last = None;
+        while let Some(build) = soon("a change of the build", watch.message()).await.expect("no error") {
+            last = Some(build);
+        }
+        last.expect("at least the build as it is")
+    }
+}
+
+pub fn request(platforms: &[&str]) -> v1::SubmitRequest {
+    let platform = |platform: &&str| v1::PlatformRequest { platform: (*platform).to_owned(), optional: false };
+    v1::SubmitRequest {
+        spec: Some(v1::BuildSpec {
+            dockerfile: Some(v1::build_spec::Dockerfile::DockerfileInline("FROM scratch\n".to_owned())),
+            platforms: platforms.iter().map(platform).collect(),
+            tags: vec!["r.example/team/app:1".to_owned()],
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// A worker's identity and its way to the farm.
+pub struct Worker {
+    pub id: String,
+    pub name: String,
+    pub calls: WorkerServiceClient<Channel>,
+    identity: tls::Identity,
+    ca: Vec<rustls_pki_types::CertificateDer<'static>>,
+}
+
+/// An open session.
+pub struct Session {
+    pub say: mpsc::Sender<v1::WorkerMessage>,
+    pub hear: Streaming<v1::CoordinatorMessage>,
+}
+
+impl Worker {
+    pub async fn join(token: &str, name: &str) -> Self {
+        let parsed: JoinToken = token.parse().expect("a token");
+        let trust = tls::Trust::Fingerprint(parsed.ca_fingerprint);
+        let dialer = Dialer::new(&parsed.coordinators, tls::client_config(trust, None).expect("TLS")).expect("address");
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let csr = rcgen::CertificateParams::default().serialize_request(&key).expect("a request");
+        let request =
+            v1::EnrollRequest { join_token: token.to_owned(), csr_der: csr.der().to_vec(), name: name.to_owned() };
+        let mut calls = WorkerServiceClient::new(dialer.channel().expect("a channel"));
+        let enrolled = soon("the certificate", calls.enroll(request)).await.expect("enrolled").into_inner();
+        let identity = tls::Identity {
+            chain: tls::certificates("worker", enrolled.certificate_pem.as_bytes()).expect("PEM"),
+            key: tls::private_key("worker", key.serialize_pem().as_bytes()).expect("PEM"),
+        };
+        let ca = tls::certificates("ca", enrolled.ca_pem.as_bytes()).expect("PEM");
+        let mut worker = Self { id: enrolled.worker_id, name: enrolled.name, calls, identity, ca };
+        worker.dial(&parsed.coordinators[0]);
+        worker
+    }
+
+    /// Takes the way to a coordinator that listens elsewhere now.
+    pub fn dial(&mut self, endpoint: &str) {
+        let config = tls::client_config(tls::Trust::Ca(self.ca.clone()), Some(self.identity.clone())).expect("TLS");
+        let channel = Dialer::new(&[endpoint], config).expect("an address").channel().expect("a channel");
+        self.calls = WorkerServiceClient::new(channel);
+    }
+
+    pub async fn session(&mut self, platforms: &[&str], attempts: &[String]) -> Session {
+        let (say, said) = mpsc::channel(4096);
+        say.send(message(Up::Hello(hello(platforms, attempts)))).await.expect("room");
+        let hear = soon("the session", self.calls.session(ReceiverStream::new(said))).await.expect("a session");
+        Session { say, hear: hear.into_inner() }
+    }
+}
+
+impl Session {
+    pub async fn next(&mut self) -> Down {
+        let message = soon("a message", self.hear.message()).await.expect("no error").expect("goes on");
+        message.message.expect("something")
+    }
+
+    pub async fn welcome(&mut self) -> v1::Welcome {
+        match self.next().await {
+            Down::Welcome(welcome) => welcome,
+            other => panic!("{other:?} instead of a welcome"),
+        }
+    }
+
+    pub async fn assignment(&mut self) -> v1::Assignment {
+        match self.next().await {
+            Down::Assignment(assignment) => assignment,
+            other => panic!("{other:?} instead of an assignment"),
+        }
+    }
+
+    pub async fn report(&self, attempt: &str, outcome: v1::attempt_report::Outcome) {
+        let report = v1::AttemptReport { attempt_id: attempt.to_owned(), outcome: Some(outcome) };
+        self.say.send(message(Up::Report(report))).await.expect("room");
+    }
+
+    pub async fn succeed(&mut self, attempt: &str) {
+        self.report(attempt, v1::attempt_report::Outcome::Started(v1::AttemptStarted {})).await;
+        self.report(attempt, succeeded()).await;
+        match self.next().await {
+            Down::Ack(ack) => assert_eq!(ack.attempt_id, attempt),
+            other => panic!("{other:?} instead of an acknowledgement"),
+        }
+    }
+
+    /// The status with which the coordinator ended the session.
+    pub async fn end(&mut self) -> Status {
+        loop {
+            match soon("the session's end", self.hear.message()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Status::ok("ended"),
+                Err(status) => return status,
+            }
+        }
+    }
+}
+
+pub fn succeeded() -> v1::attempt_report::Outcome {
+    v1::attempt_report::Outcome::Succeeded(v1::AttemptSucceeded {
+        digest: digest().to_string(),
+        media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        size_bytes: 500,
+        ..Default::default()
+    })
+}
+
+pub fn message(message: Up) -> v1::WorkerMessage {
+    v1::WorkerMessage { message: Some(message) }
+}
+
+pub fn hello(platforms: &[&str], attempts: &[String]) -> v1::Hello {
+    let platform =
+        |platform: &&str| v1::WorkerPlatform { platform: (*platform).to_owned(), grade: v1::Grade::Native.into() };
+    v1::Hello {
+        protocol: kiln_proto::SESSION_PROTOCOL,
+        platforms: platforms.iter().map(platform).collect(),
+        slots: 4,
+        attempt_ids: attempts.to_vec(),
+        ..Default::default()
+    }
+}
