@@ -1,4 +1,5 @@
 //! Unit tests of the scheduler's behaviour, one behaviour each.
 
 mod loss;
+mod placement;
 mod spine;
