@@ -167,6 +167,8 @@ impl Scheduler {
         let entry = &mut self.farm.workers[at];
         let worker = entry.record.id;
         entry.stopping.insert(attempt, again);
+        // What is to stop was held already, if only by the worker itself.
+        entry.excess = entry.excess.max(entry.held());
         self.timers.set(again, crate::timers::Timer::StopAgain(worker));
         if self.mutation != Mutation::ForgetCancel {
             self.act(Effect::CancelAttempt { worker, attempt, reason: reason.to_owned() });
@@ -178,8 +180,6 @@ impl Scheduler {
         let entry = &mut self.farm.workers[at];
         if entry.is_online() && !entry.stopping.contains_key(&attempt) {
             self.stop(at, attempt, "the attempt was superseded or its build has ended");
-            let entry = &mut self.farm.workers[at];
-            entry.excess = entry.excess.max(entry.held());
             self.touch(at);
         }
     }
