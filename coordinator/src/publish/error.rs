@@ -53,8 +53,14 @@ impl RegistryError {
     /// The connection failed, in the words of what lies deepest.
     pub fn connection(host: &str, error: &reqwest::Error) -> Self {
         let mut cause: &(dyn std::error::Error + 'static) = error;
-        while let Some(deeper) = cause.source() {
+        while let Some(deeper) = next_cause(cause) {
             cause = deeper;
+        }
+        if let Some(rustls::Error::InvalidCertificate(problem)) = cause.downcast_ref() {
+            let message = format!(
+                "the certificate of {host} is not trusted ({problem:?}); add its CA to the coordinator's system certificates"
+            );
+            return Self::new(Fault::Final, message);
         }
         if error.is_timeout() {
             Self::transient(format!("{host} does not answer in time"))
@@ -63,5 +69,13 @@ impl RegistryError {
         } else {
             Self::transient(format!("the connection to {host} failed: {cause}"))
         }
+    }
+}
+
+/// An I/O error shows as its source what its inner error has as source, and so hides the inner error itself.
+fn next_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a (dyn std::error::Error + 'static)> {
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(inner) => Some(inner),
+        None => error.source(),
     }
 }

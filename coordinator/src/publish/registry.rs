@@ -78,9 +78,10 @@ impl Registries {
     /// # Errors
     /// When no HTTP client can be made.
     pub fn new(insecure: impl IntoIterator<Item = String>) -> Result<Self, reqwest::Error> {
-        tls::install_provider();
+        let trust = system_trust();
         let builder = || {
             Client::builder()
+                .tls_backend_preconfigured(trust.clone())
                 .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(limits::HANDSHAKE_TIMEOUT)
                 .timeout(limits::REGISTRY_CALL_TIMEOUT)
@@ -108,6 +109,20 @@ impl Registries {
         let host = if repository.host() == DOCKER_HUB { "registry-1.docker.io" } else { repository.host() };
         format!("{scheme}://{host}/v2/{}/{kind}/{reference}", repository.name())
     }
+}
+
+/// The system's CAs, as `SSL_CERT_FILE` and `SSL_CERT_DIR` may name them. A machine without any still reaches its registries
+/// over plain HTTP, so that is no error here.
+fn system_trust() -> rustls::ClientConfig {
+    tls::install_provider();
+    let system = rustls_native_certs::load_native_certs();
+    if system.certs.is_empty() {
+        let problems: Vec<String> = system.errors.iter().map(ToString::to_string).collect();
+        tracing::warn!(?problems, "no CA certificates: no registry can be reached over https; install ca-certificates");
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(system.certs);
+    rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
 }
 
 impl Session {

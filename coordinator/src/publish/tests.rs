@@ -299,3 +299,22 @@ async fn an_unreachable_registry_is_named() {
     let outcome = tokio::time::timeout(Duration::from_millis(300), call).await;
     assert!(outcome.is_err(), "still trying: a registry may be restarting");
 }
+
+#[tokio::test]
+async fn an_untrusted_certificate_fails_at_once_and_says_so() {
+    let folder = tempfile::tempdir().expect("folder");
+    let pki = crate::pki::Pki::open(folder.path(), &[], Timestamp::now()).expect("pki");
+    let acceptor = tokio_rustls::TlsAcceptor::from(pki.server_config().expect("configuration"));
+    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.expect("bound");
+    let port = listener.local_addr().expect("address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(acceptor.accept(stream).await);
+        }
+    });
+    // Not a loopback address to the rules of registries, so https; on this machine nevertheless.
+    let repository = format!("0.0.0.0:{port}/a").parse().expect("repository");
+    let session = Registries::new([]).expect("client").session(Vec::new(), CancellationToken::new());
+    let error = session.manifest(&repository, registry::Pointer::Tag("1")).await.expect_err("untrusted");
+    assert!(error.message.contains("is not trusted (UnknownIssuer)"), "{error}");
+}
