@@ -67,10 +67,9 @@ async fn a_cancel_reaches_the_worker_and_ends_the_build() {
     let attempt = session.assignment().await.attempt_id;
     let cancel = v1::CancelBuildRequest { id: build.id.clone(), reason: "changed my mind".into() };
     people.builds.cancel(cancel).await.expect("cancelled");
-    match session.next().await {
-        Down::Cancel(cancel) => assert_eq!(cancel.attempt_id, attempt),
-        other => panic!("{other:?} instead of a cancel"),
-    }
+    let next = session.next().await;
+    let Down::Cancel(cancel) = next else { panic!("{next:?} instead of a cancel") };
+    assert_eq!(cancel.attempt_id, attempt);
     session.report(&attempt, v1::attempt_report::Outcome::Cancelled(v1::AttemptCancelled {})).await;
     assert_eq!(people.finished(&build.id).await.state(), v1::BuildState::Cancelled);
 }

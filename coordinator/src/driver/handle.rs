@@ -211,10 +211,15 @@ impl Handle {
         entry.map(|entry| records::decode(&entry)).transpose().map_err(unreadable)
     }
 
-    /// The event that brings a final build back into the scheduler's memory.
+    /// The event that brings a final build back into the scheduler's memory. One whose RUN steps want secrets cannot run
+    /// again: they went with its end.
     async fn recall(&self, build: BuildId) -> Result<Vec<Event>, SubmitError> {
         let view = records::build(&*self.store, build).await.map_err(unreadable)?;
         let view = view.ok_or(Refusal::UnknownBuild { build })?;
+        if view.build.state.is_final() && !view.build.spec.secret_ids.is_empty() {
+            let state = "final and its secrets are forgotten";
+            return Err(Refusal::WrongState { build, state, remedy: "a new submit can bring them again" }.into());
+        }
         Ok(vec![Event::Recall { build: Box::new(view.build), tasks: view.tasks }])
     }
 

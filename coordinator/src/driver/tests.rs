@@ -180,6 +180,18 @@ async fn secrets_are_stored_sealed_with_the_build_and_gone_with_its_end() {
 }
 
 #[tokio::test]
+async fn a_build_whose_secrets_are_forgotten_is_not_run_again_without_them() {
+    let bench = Bench::new().await;
+    let with_secrets = BuildSpec { secret_ids: vec!["id".into()], ..spec() };
+    let build = BuildId::generate();
+    let submission = Submission { build, request_id: None, spec: with_secrets, secrets: BuildSecrets::default() };
+    bench.handle.submit(submission).await.expect("accepted");
+    bench.handle.send(Event::Cancel { build, reason: "test".into() }).await.expect("cancelled");
+    let error = bench.handle.retry(build).await.expect_err("refused");
+    assert!(error.to_string().contains("secrets are forgotten; only a new submit"), "{error}");
+}
+
+#[tokio::test]
 async fn a_watcher_sees_the_build_as_it_is_and_its_end() {
     let bench = Bench::new().await;
     let build = bench.submit().await.expect("accepted");

@@ -17,6 +17,9 @@ use crate::driver::{Order, Outbox};
 #[derive(Debug, Default)]
 pub struct Sessions {
     open: Mutex<Open>,
+    /// Held while a session enters or leaves and tells the driver so: the driver hears of both in the order in which
+    /// they happened.
+    pub(super) doorway: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]

@@ -50,10 +50,11 @@ pub(super) async fn run(farm: Farm, worker: WorkerId, mut incoming: Streaming<v1
         }
     };
     let protocol = hello.protocol.min(SESSION_PROTOCOL);
-    let place = farm.sessions.enter(worker);
-    info!(%worker, protocol, replaced = place.replaced, "session opened");
     let session = Session { farm, worker, protocol };
-    let refused = session.serve(hello, place, incoming, &outgoing).await;
+    let refused = match session.enter().await {
+        Ok(place) => session.serve(hello, place, incoming, &outgoing).await,
+        Err(refused) => refused,
+    };
     info!(%worker, reason = %refused, "session ended");
     let _ = outgoing.try_send(Err(refused.into()));
 }
@@ -85,6 +86,25 @@ struct Session {
 }
 
 impl Session {
+    /// The worker's attempts are safe with the driver whether it saw the earlier session end or not.
+    async fn enter(&self) -> Result<Place, Refused> {
+        let _in_order = self.farm.sessions.doorway.lock().await;
+        let place = self.farm.sessions.enter(self.worker);
+        info!(worker = %self.worker, protocol = self.protocol, replaced = place.replaced, "session opened");
+        if place.replaced {
+            self.post(Event::WorkerDisconnected { worker: self.worker }).await?;
+        }
+        Ok(place)
+    }
+
+    async fn leave(&self, place: &Place) {
+        let _in_order = self.farm.sessions.doorway.lock().await;
+        if self.farm.sessions.leave(place) {
+            // A driver that stopped forgets every session by itself.
+            let _ = self.farm.driver.post(Event::WorkerDisconnected { worker: self.worker }).await;
+        }
+    }
+
     async fn serve(
         &self,
         hello: v1::Hello,
@@ -97,21 +117,15 @@ impl Session {
             biased;
             () = end.token.cancelled() => Refused::new(Reason::Unavailable, end.reason()),
             () = self.farm.stop.cancelled() => Refused::new(Reason::Unavailable, "the farm is stopping; connect again"),
-            refused = self.listen(hello, place.replaced, incoming) => refused,
+            refused = self.listen(hello, incoming) => refused,
             refused = self.speak(&mut place.orders, outgoing) => refused,
         };
-        if self.farm.sessions.leave(&place) {
-            // A driver that stopped forgets every session by itself.
-            let _ = self.farm.driver.post(Event::WorkerDisconnected { worker: self.worker }).await;
-        }
+        self.leave(&place).await;
         reason
     }
 
     /// Everything that the worker says, until it says no more.
-    async fn listen(&self, hello: v1::Hello, replaced: bool, mut incoming: Streaming<v1::WorkerMessage>) -> Refused {
-        if replaced && self.post(Event::WorkerDisconnected { worker: self.worker }).await.is_err() {
-            return stopping();
-        }
+    async fn listen(&self, hello: v1::Hello, mut incoming: Streaming<v1::WorkerMessage>) -> Refused {
         let mut pace = Pace::new(Instant::now());
         let mut next: Result<_, Status> = Ok(Some(v1::WorkerMessage { message: Some(Up::Hello(hello)) }));
         loop {

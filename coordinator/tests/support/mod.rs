@@ -236,17 +236,15 @@ impl Session {
     }
 
     pub async fn welcome(&mut self) -> v1::Welcome {
-        match self.next().await {
-            Down::Welcome(welcome) => welcome,
-            other => panic!("{other:?} instead of a welcome"),
-        }
+        let next = self.next().await;
+        let Down::Welcome(welcome) = next else { panic!("{next:?} instead of a welcome") };
+        welcome
     }
 
     pub async fn assignment(&mut self) -> v1::Assignment {
-        match self.next().await {
-            Down::Assignment(assignment) => assignment,
-            other => panic!("{other:?} instead of an assignment"),
-        }
+        let next = self.next().await;
+        let Down::Assignment(assignment) = next else { panic!("{next:?} instead of an assignment") };
+        assignment
     }
 
     pub async fn report(&self, attempt: &str, outcome: v1::attempt_report::Outcome) {
@@ -257,10 +255,9 @@ impl Session {
     pub async fn succeed(&mut self, attempt: &str) {
         self.report(attempt, v1::attempt_report::Outcome::Started(v1::AttemptStarted {})).await;
         self.report(attempt, succeeded()).await;
-        match self.next().await {
-            Down::Ack(ack) => assert_eq!(ack.attempt_id, attempt),
-            other => panic!("{other:?} instead of an acknowledgement"),
-        }
+        let next = self.next().await;
+        let Down::Ack(ack) = next else { panic!("{next:?} instead of an acknowledgement") };
+        assert_eq!(ack.attempt_id, attempt);
     }
 
     /// The status with which the coordinator ended the session.
