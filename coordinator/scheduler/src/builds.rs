@@ -11,6 +11,9 @@ use crate::{
     timers::Timer,
 };
 
+/// Builds that leave memory in one turn.
+const FORGOTTEN_PER_TURN: usize = 32;
+
 impl Scheduler {
     /// A leg ended or the build is new here: does what follows from the state of all legs.
     pub(crate) fn advance(&mut self, at: BuildIx) {
@@ -282,7 +285,7 @@ impl Scheduler {
 
     /// Final builds leave memory after a while; the store has them.
     pub(crate) fn forget_old_builds(&mut self) {
-        for _ in 0..self.config.effects_per_turn {
+        for _ in 0..FORGOTTEN_PER_TURN {
             let Some(&(finished, id)) = self.finals.front() else { return };
             let is_due = finished + self.config.final_kept <= self.now || self.finals.len() > self.config.finals_kept;
             if !is_due {

@@ -135,7 +135,8 @@ impl Scheduler {
     /// When [`Self::handle_deadline`] is to be called although nothing happened.
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Timestamp> {
-        let forget = self.finals.front().map(|(at, _)| *at + self.config.final_kept);
+        let too_many = self.finals.len() > self.config.finals_kept;
+        let forget = self.finals.front().map(|(at, _)| if too_many { *at } else { *at + self.config.final_kept });
         [self.timers.next(), forget].into_iter().flatten().min()
     }
 

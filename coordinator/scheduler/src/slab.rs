@@ -32,50 +32,60 @@ index_types! {
     MemoryIx;
 }
 
+/// Entries move never and the storage grows by a page, so that no insert pays for all that are there.
+const PAGE: usize = 256;
+
 #[derive(Debug)]
 pub(crate) struct Slab<I, T> {
-    entries: Vec<Option<T>>,
+    pages: Vec<Vec<Option<T>>>,
+    slots: usize,
     free: Vec<u32>,
     index: std::marker::PhantomData<I>,
 }
 
 impl<I, T> Default for Slab<I, T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), free: Vec::new(), index: std::marker::PhantomData }
+        Self { pages: Vec::new(), slots: 0, free: Vec::new(), index: std::marker::PhantomData }
     }
 }
 
 impl<I: From<u32> + Into<u32> + Copy, T> Slab<I, T> {
     pub(crate) fn insert(&mut self, entry: T) -> I {
-        let at = self.free.pop().unwrap_or_else(|| {
-            self.entries.push(None);
-            u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX)
-        });
-        self.entries[at as usize] = Some(entry);
-        I::from(at)
+        if let Some(at) = self.free.pop() {
+            self.pages[at as usize / PAGE][at as usize % PAGE] = Some(entry);
+            return I::from(at);
+        }
+        if self.slots.is_multiple_of(PAGE) {
+            self.pages.push(Vec::with_capacity(PAGE));
+        }
+        self.pages[self.slots / PAGE].push(Some(entry));
+        self.slots += 1;
+        I::from(u32::try_from(self.slots - 1).unwrap_or(u32::MAX))
     }
 
     pub(crate) fn remove(&mut self, index: I) -> Option<T> {
         let at: u32 = index.into();
-        let entry = self.entries.get_mut(at as usize)?.take()?;
+        let entry = self.pages.get_mut(at as usize / PAGE)?.get_mut(at as usize % PAGE)?.take()?;
         self.free.push(at);
         Some(entry)
     }
 
     pub(crate) fn get(&self, index: I) -> Option<&T> {
-        self.entries.get(index.into() as usize)?.as_ref()
+        let at = index.into() as usize;
+        self.pages.get(at / PAGE)?.get(at % PAGE)?.as_ref()
     }
 
     pub(crate) fn get_mut(&mut self, index: I) -> Option<&mut T> {
-        self.entries.get_mut(index.into() as usize)?.as_mut()
+        let at = index.into() as usize;
+        self.pages.get_mut(at / PAGE)?.get_mut(at % PAGE)?.as_mut()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (I, &T)> {
-        (0_u32..).zip(&self.entries).filter_map(|(at, entry)| Some((I::from(at), entry.as_ref()?)))
+        (0_u32..).zip(self.pages.iter().flatten()).filter_map(|(at, entry)| Some((I::from(at), entry.as_ref()?)))
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.slots - self.free.len()
     }
 }
 
