@@ -1,6 +1,6 @@
 //! `kiln-worker --doctor`: what a worker would find if it started now, one line for each thing, with the remedy.
 
-use std::{sync::Arc, time::Duration};
+use std::{io::Write, sync::Arc, time::Duration};
 
 use kiln_common::{
     limits,
@@ -41,7 +41,8 @@ pub async fn examine(config: &Config) -> bool {
                 ("BAD ", text)
             }
         };
-        println!("{mark}  {what:<10} {text}");
+        // A reader that has seen enough may have closed the pipe.
+        let _ = writeln!(std::io::stdout(), "{mark}  {what:<10} {text}");
     };
     match Engine::connect(config.engine.clone()).await {
         Ok(engine) => {
