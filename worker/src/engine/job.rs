@@ -38,7 +38,8 @@ pub struct BuildJob<F> {
     /// Serves [`CONTEXT_DIR`], [`DOCKERFILE_DIR`] and [`named_dir`]s.
     pub filesync: F,
     pub agents: Arc<dyn AgentDialer>,
-    /// The same for builds of the same context in its versions, so that the engine transfers only what changed.
+    /// The same for builds of the same context in its versions, so that the engine transfers only what changed. Versions
+    /// of a file are told by size and modification time: trees whose times say nothing need a key of their own.
     pub shared_key: String,
 }
 

@@ -60,7 +60,8 @@ pub async fn solve(
         }
     };
     if !reports_ended {
-        let patience = if heard.load(Ordering::Relaxed) { LAST_WORDS } else { FIRST_WORDS };
+        let never_began = matches!(answer, Some(Err(_))) && !heard.load(Ordering::Relaxed);
+        let patience = if never_began { FIRST_WORDS } else { LAST_WORDS };
         // What is not said by then is not needed: the answer itself tells how the build ended.
         let _ = timeout(patience, reports).await;
     }

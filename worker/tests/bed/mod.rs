@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
+    net::TcpStream,
     process::Command,
     sync::{Arc, Mutex},
     time::Duration,
@@ -108,7 +109,8 @@ pub async fn job(spec: BuildSpec, dockerfile: &str, files: &[(&str, &str)]) -> J
         insecure_registries: BTreeSet::new(),
         filesync: FileSyncService::new(trees),
         agents: Arc::new(NoAgents),
-        shared_key: String::new(),
+        // These trees' files all have the same time, and BuildKit tells versions of a file by size and time.
+        shared_key: AttemptId::generate().to_string(),
     }
 }
 
@@ -180,11 +182,17 @@ fn get(url: &str, accept: &str) -> Vec<u8> {
     output.stdout
 }
 
-/// Names of the images in a dockerd's store.
-pub fn stored_images(address: &str) -> String {
+/// Names that ended attempts left in a dockerd's store; those of running ones have a proxy that answers.
+pub fn leftovers(address: &str) -> Vec<String> {
     let socket = address.strip_prefix("unix://").expect("a unix socket");
     let output = Command::new("curl").args(["-s", "--unix-socket", socket, "http://docker/images/json"]).output();
-    String::from_utf8(output.expect("curl runs").stdout).expect("text")
+    let images: Value = serde_json::from_slice(&output.expect("curl runs").stdout).expect("json");
+    let names = images.as_array().into_iter().flatten().filter_map(|image| image["RepoTags"].as_array()).flatten();
+    names
+        .filter_map(|name| name.as_str())
+        .filter(|name| name.split_once("/kiln-").is_some_and(|(proxy, _)| TcpStream::connect(proxy).is_err()))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Waits for what has to become true soon.
