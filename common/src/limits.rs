@@ -52,6 +52,9 @@ pub const CONTEXT_PATHS_BYTES: u64 = 256 * 1024 * 1024;
 pub const CHUNK_IDS_PER_CALL: usize = 32 * 1024;
 /// Fetching a Git repository as a context.
 pub const GIT_FETCH_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// How often the farm looks for contexts that nobody needs, and for how long after its last use it keeps one.
+pub const CONTEXT_COLLECT_EVERY: Duration = Duration::from_secs(3600);
+pub const CONTEXT_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 /// An upload that sends nothing for this long gives its memory back.
 pub const UPLOAD_IDLE: Duration = Duration::from_secs(5);
 /// A worker's cache of chunks on disk, its segments and the chunks in it.

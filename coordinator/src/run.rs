@@ -22,7 +22,7 @@ use crate::{
     access::{AccessLayer, ApiTokens},
     api::Api,
     config::{Config, Layout},
-    contexts::{Contexts, service::ContextUploads},
+    contexts::{Contexts, housekeeping, service::ContextUploads},
     driver::{Driver, Handle, Ledger, Parts, Publisher},
     lock::DataLock,
     logs::Logs,
@@ -110,6 +110,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
         stop: stopping.clone(),
     });
     let router = crate::http::router(driver_handle.clone(), crate::http::metrics::recorder()?);
+    let collecting = housekeeping::run(Arc::clone(&state.contexts), driver_handle.clone(), stopping.clone());
     let services = Services {
         access: AccessLayer::new(Arc::clone(&state.api_tokens), Arc::clone(&state.revocations)),
         api: Api {
@@ -125,6 +126,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
         contexts: ContextUploads::new(state.contexts),
         workers,
     };
+    tokio::spawn(collecting);
     let incoming = listener::incoming(grpc, state.pki.server_config()?, stopping.clone());
     let server = server::serve(incoming, services, stopping.clone())?;
     tokio::spawn(state.pki.server_certificate().keep_fresh(stopping.clone()));

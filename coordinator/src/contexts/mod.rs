@@ -1,12 +1,13 @@
 //! Build contexts in the farm: chunks from clients, packed into objects, given to workers, collected when unused.
 //!
 //! [`service::ContextUploads`] takes them, `api` asks [`Contexts::is_complete`] at submit, `sessions` streams
-//! [`fetch_context`] to workers, and the driver's housekeeping calls [`Contexts::collect`]. A chunk that is listed in the index
+//! [`fetch_context`] to workers, and [`housekeeping`] calls [`Contexts::collect`]. A chunk that is listed in the index
 //! is durable in its pack, and a root that is known as complete has all its chunks.
 
 mod collect;
 mod complete;
 mod error;
+pub mod housekeeping;
 mod index;
 mod pack;
 mod packs;
