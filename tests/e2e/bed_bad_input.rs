@@ -47,7 +47,7 @@ fn bad_requests_are_refused_before_anything_is_built() {
     let mut many = vec!["build", "-t", tag.as_str()];
     many.extend(arguments.iter().map(String::as_str));
     many.push(&good);
-    says(&farm.fail(2, &many), &["build_args", "256"]);
+    says(&farm.fail(2, &many), &["--build-arg", "300", "256"]);
     assert!(!registry::exists(&tag), "nothing may be published");
 }
 

@@ -1,9 +1,12 @@
 //! A gRPC client that knows nothing of Kiln: it learns the services from the server's reflection and speaks JSON, as
 //! grpcurl does.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, bail};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions};
+use prost_types::FileDescriptorProto;
 use serde_json::Value;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
@@ -36,16 +39,23 @@ impl DynamicClient {
         else {
             bail!("reflection did not list services");
         };
-        let mut pool = DescriptorPool::new();
-        for service in listing.service {
-            let request = MessageRequest::FileContainingSymbol(service.name.clone());
-            let MessageResponse::FileDescriptorResponse(files) = reflect(&channel, &token, request).await? else {
-                bail!("reflection has no file for {}", service.name);
+        let mut known = BTreeMap::new();
+        let mut open: Vec<_> =
+            listing.service.into_iter().map(|service| MessageRequest::FileContainingSymbol(service.name)).collect();
+        while let Some(question) = open.pop() {
+            let asked = format!("{question:?}");
+            let MessageResponse::FileDescriptorResponse(files) = reflect(&channel, &token, question).await? else {
+                bail!("reflection has nothing for {asked}");
             };
-            let files =
-                files.file_descriptor_proto.iter().map(|bytes| prost_types::FileDescriptorProto::decode(&bytes[..]));
-            pool.add_file_descriptor_protos(files.collect::<Result<Vec<_>, _>>()?)?;
+            for bytes in files.file_descriptor_proto {
+                let file = FileDescriptorProto::decode(&bytes[..])?;
+                let missing = file.dependency.iter().filter(|name| !known.contains_key(*name));
+                open.extend(missing.cloned().map(MessageRequest::FileByFilename));
+                known.insert(file.name().to_owned(), file);
+            }
         }
+        let mut pool = DescriptorPool::new();
+        pool.add_file_descriptor_protos(known.into_values())?;
         Ok(Self { channel, token, pool })
     }
 

@@ -89,9 +89,22 @@ pub fn of_solve(status: &Status, step: Option<&str>) -> BuildError {
         (true | false, _) => details.explain(message),
     };
     match whose(status, &details) {
-        Whose::User => BuildError::Build(message),
+        Whose::User => BuildError::Build(with_remedy(message)),
         Whose::Farm => BuildError::Infrastructure(message),
     }
+}
+
+/// A registry that wants a login says so in many words, and never what to do.
+fn with_remedy(message: String) -> String {
+    let lower = message.to_ascii_lowercase();
+    let is_about_a_registry = ["push", "pull", "registry", "token", "/v2/"].iter().any(|word| lower.contains(word));
+    let wants_login = ["401", "403 forbidden", "unauthorized", "denied", "authorization failed"];
+    if is_about_a_registry && wants_login.iter().any(|word| lower.contains(word)) {
+        return format!(
+            "{message}; run `docker login` for that registry where `kiln build` runs, with an account that may push"
+        );
+    }
+    message
 }
 
 fn bare(mut message: &str) -> &str {
