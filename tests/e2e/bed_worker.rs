@@ -68,7 +68,7 @@ impl TestFarm {
         (self.coordinator, self.running, _) = serve(self.folder.path(), self.port).await;
     }
 
-    async fn client(&self) -> Client {
+    fn client(&self) -> Client {
         let home = self.folder.path().join("coordinator");
         let find = |name: &str| find_file(&home, name).unwrap_or_else(|| panic!("{name} under {}", home.display()));
         let ca = std::fs::read(find("ca.pem").as_path()).expect("the CA");
@@ -98,7 +98,7 @@ impl TestFarm {
             ..BuildSpec::default()
         };
         let request = SubmitRequest { spec: Some(spec), ..SubmitRequest::default() };
-        let answer = self.client().await.submit(request).await?.into_inner();
+        let answer = self.client().submit(request).await?.into_inner();
         Ok(answer.build.expect("a build").id)
     }
 
@@ -107,12 +107,12 @@ impl TestFarm {
         let watching = async {
             loop {
                 let request = WatchBuildRequest { id: id.to_owned() };
-                if let Ok(stream) = self.client().await.watch(request).await {
+                if let Ok(stream) = self.client().watch(request).await {
                     let mut stream = stream.into_inner();
                     while let Ok(Some(_)) = stream.message().await {}
                 }
                 let request = GetBuildRequest { id: id.to_owned() };
-                let Ok(build) = self.client().await.get(request).await else { continue };
+                let Ok(build) = self.client().get(request).await else { continue };
                 let build = build.into_inner();
                 if build.finished_at.is_some() {
                     return build;
@@ -126,7 +126,7 @@ impl TestFarm {
     async fn line(&self, id: &str, text: &str) {
         let request = LogsRequest { id: id.to_owned(), follow: true, ..LogsRequest::default() };
         let reading = async {
-            let mut stream = self.client().await.logs(request).await.expect("logs").into_inner();
+            let mut stream = self.client().logs(request).await.expect("logs").into_inner();
             while let Ok(Some(batch)) = stream.message().await {
                 if lines(&batch.entries).iter().any(|line| line.contains(text)) {
                     return;
@@ -139,7 +139,7 @@ impl TestFarm {
 
     async fn log(&self, id: &str) -> Vec<String> {
         let request = LogsRequest { id: id.to_owned(), ..LogsRequest::default() };
-        let mut stream = self.client().await.logs(request).await.expect("logs").into_inner();
+        let mut stream = self.client().logs(request).await.expect("logs").into_inner();
         let mut all = Vec::new();
         while let Ok(Some(batch)) = stream.message().await {
             all.extend(lines(&batch.entries));
@@ -216,7 +216,7 @@ async fn builds_and_fails_and_cancels(engine: EngineKind) {
     farm.line(&id, &format!("slow-{stamp}")).await;
     let told = std::time::Instant::now();
     let request = CancelBuildRequest { id: id.clone(), reason: "enough".to_owned() };
-    farm.client().await.cancel(request).await.expect("cancelled");
+    farm.client().cancel(request).await.expect("cancelled");
     assert_eq!(farm.finish(&id).await.state(), BuildState::Cancelled);
     assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
 }
