@@ -247,13 +247,10 @@ impl Scheduler {
             while budget > 0 {
                 budget -= 1;
                 // Natively from the front; for emulation the last gains most.
-                let Self { queue, .. } = self;
-                let first = queue.lanes[lane].first(&queue.flows, |_| true);
-                let last = queue.lanes[lane].last();
-                let placed = [first, last]
-                    .into_iter()
-                    .flatten()
-                    .find_map(|(_, task)| self.best_free(task).map(|found| (task, found)));
+                let lane = &self.queue.lanes[lane];
+                let last = lane.last().map(|(_, task)| task);
+                let mut tasks = lane.front().into_iter().chain(last);
+                let placed = tasks.find_map(|task| self.best_free(task).map(|found| (task, found)));
                 let Some((task, (worker, grade, why))) = placed else { break };
                 self.dispatch(task, worker, grade, why);
                 self.farm.refresh(worker);

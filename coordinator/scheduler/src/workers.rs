@@ -40,11 +40,17 @@ impl Scheduler {
         self.go_online(at);
         if self.farm.workers[at].record.facts.as_ref() != Some(&facts) {
             self.farm.workers[at].record.facts = Some(facts);
-            self.farm.redescribe(at);
+            self.redescribe(at);
             self.changed_worker(at);
         }
         self.reconcile(at, announced, was_online);
         self.touch(at);
+    }
+
+    /// What it can do changed: tasks that counted on it may have to go where they have failed before.
+    fn redescribe(&mut self, at: WorkerIx) {
+        self.turn.shaken.extend(self.farm.workers[at].table.iter().map(|(platform, _)| *platform));
+        self.farm.redescribe(at);
     }
 
     fn go_online(&mut self, at: WorkerIx) {
@@ -204,7 +210,7 @@ impl Scheduler {
                         entry.record.labels.insert(key, value);
                     }
                 }
-                self.farm.redescribe(at);
+                self.redescribe(at);
             }
             WorkerUpdate::Slots(slots) => {
                 entry.record.slots = Some(slots.clamp(1, limits::WORKER_SLOTS));

@@ -135,6 +135,12 @@ impl Lane {
         tasks.take(LOOK_PAST).find(|(_, task)| accept(*task))
     }
 
+    /// The tasks of the lane's front, about in order.
+    pub(crate) fn front(&self) -> Vec<TaskIx> {
+        let shares = self.heads.iter().filter_map(|(_, flow)| self.shares.get(flow));
+        shares.flat_map(|share| &share.tasks).map(|order| order.task).take(LOOK_PAST).collect()
+    }
+
     /// The task that would have to wait longest.
     pub(crate) fn last(&self) -> Option<(Tag, TaskIx)> {
         let (key, flow) = self.heads.last()?;
