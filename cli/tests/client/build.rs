@@ -209,10 +209,11 @@ async fn ctrl_c_without_a_terminal_cancels_on_the_farm_and_is_exit_130() {
     let context = kiln.context(DOCKERFILE);
     fake.become_(build(BuildState::Running));
     let mut command = kiln.command(&["build", "-t", "r.example/app:1", &context]);
-    let child = command.stdin(Stdio::null()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::null()).spawn().unwrap();
     let pid = rustix::process::Pid::from_child(&child);
     // The submit is the event to wait for: from then on there is something to cancel.
     while fake.state().submitted.is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it submitted");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
