@@ -30,7 +30,8 @@ pub struct Plain<W> {
     /// Steps with something to say, by when they began to wait.
     queue: VecDeque<Key>,
     floor: Option<Key>,
-    numbered: usize,
+    /// A step that runs in parts keeps its number.
+    numbers: HashMap<Key, usize>,
     upload_done: bool,
 }
 
@@ -49,7 +50,14 @@ struct Held {
 
 impl<W: Write> Plain<W> {
     pub fn new(out: W) -> Self {
-        Self { out, steps: HashMap::new(), queue: VecDeque::new(), floor: None, numbered: 0, upload_done: false }
+        Self {
+            out,
+            steps: HashMap::new(),
+            queue: VecDeque::new(),
+            floor: None,
+            numbers: HashMap::new(),
+            upload_done: false,
+        }
     }
 
     fn aside(&mut self, line: &str) -> io::Result<()> {
@@ -100,10 +108,8 @@ impl<W: Write> Plain<W> {
 
     fn give_floor(&mut self, key: &Key) -> io::Result<()> {
         let Some(held) = self.steps.get_mut(key) else { return Ok(()) };
-        if held.number == 0 {
-            self.numbered += 1;
-            held.number = self.numbered;
-        }
+        let next = self.numbers.len() + 1;
+        held.number = *self.numbers.entry(key.clone()).or_insert(next);
         self.floor = Some(key.clone());
         writeln!(self.out, "#{} {}", held.number, held.label)
     }
@@ -314,6 +320,20 @@ mod tests {
              #3 DONE 0.7s\n\
              \n"
         );
+    }
+
+    #[test]
+    fn a_step_that_runs_in_parts_keeps_its_number() {
+        let leg = |first, event| entry("linux/amd64", first, event);
+        let told = play(vec![
+            (0.0, leg(0, vertex("f", "[1/2] FROM alpine", Some(0.0), Some(0.1)))),
+            (0.2, leg(1, vertex("r", "[2/2] RUN x", Some(0.2), Some(0.3)))),
+            (0.4, leg(2, status("f", "extracting", 10, 10, 0.4, Some(0.4)))),
+            (0.5, leg(3, vertex("f", "", Some(0.0), Some(0.5)))),
+        ]);
+        let numbers: Vec<&str> =
+            told.lines().filter_map(|line| line.split(' ').next()).filter(|n| !n.is_empty()).collect();
+        assert_eq!(numbers, ["#1", "#1", "#2", "#2", "#1", "#1"], "{told}");
     }
 
     #[test]
