@@ -24,10 +24,10 @@ pub struct Config {
     /// The address that clients and workers are to use; this machine's own by default
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertise)]
     pub advertise: Option<String>,
-    /// Where builds are kept: redb, or etcd://HOST:PORT[,HOST:PORT]/PREFIX
+    /// Where builds are kept: redb, the embedded store
     #[arg(long, value_name = "URL", default_value = "redb", value_parser = parse_store)]
     pub store: String,
-    /// Where contexts and logs are kept: file, or s3://BUCKET/PREFIX
+    /// Where contexts and logs are kept: file, under the data directory
     #[arg(long, value_name = "URL", default_value = "file", value_parser = parse_objects)]
     pub objects: String,
     /// A registry that speaks plain HTTP; may be repeated

@@ -12,7 +12,7 @@ pub struct BuildFlags {
     #[arg(value_name = "PATH | URL | -")]
     pub context: String,
 
-    /// What to name the result, NAME[:TAG]; repeat it for several tags and repositories
+    /// What to name the result; repeat it for several tags and repositories
     #[arg(short, long = "tag", value_name = "NAME:TAG")]
     pub tags: Vec<String>,
 
@@ -52,7 +52,7 @@ pub struct BuildFlags {
     #[arg(long, value_name = "id=ID[,src=FILE|,env=VAR]")]
     pub secret: Vec<String>,
 
-    /// An ssh agent for RUN --mount=type=ssh: `default`, or ID=SOCKET, or ID=KEYFILE[,KEYFILE]
+    /// An ssh agent for RUN --mount=type=ssh: `default`, or ID=SOCKET, or ID=KEYFILE with more files after commas
     #[arg(long, value_name = "default|ID[=SOCKET|KEY]")]
     pub ssh: Vec<String>,
 
