@@ -262,10 +262,13 @@ async fn limits_hosts_and_networks_of_steps_are_what_was_asked() {
     for (name, engine) in engines().await {
         let repository = fresh_repository(&registry());
         let has_limits = engine.facts().features.contains(&Feature::StepLimits);
+        // Only dockerd knows its host's gateway.
+        let gateway = (name != "buildkit").then_some("gw.example:host-gateway");
+        let hosts: Vec<&str> = ["db.example:10.1.2.3"].into_iter().chain(gateway).collect();
         let asked = BuildSpec {
             ulimits: vec!["nofile=123:456".parse().unwrap()],
             shm_size: Some(32 * 1024 * 1024),
-            add_hosts: vec!["db.example:10.1.2.3".parse().unwrap(), "gw.example:host-gateway".parse().unwrap()],
+            add_hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
             network: NetworkMode::None,
             build_args: [("RUN_ID".to_owned(), repository.clone())].into(),
             ..spec(&repository)
@@ -275,6 +278,16 @@ async fn limits_hosts_and_networks_of_steps_are_what_was_asked() {
         assert!(output.contains("lo done"), "{name}: {output}");
         assert!(output.contains("10.1.2.3"), "{name}: {output}");
         assert_eq!(output.contains("123\n") && output.contains("32768"), has_limits, "{name}: {output}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_gateway_is_refused_where_the_engine_knows_none() {
+    for (name, engine) in engines().await.into_iter().filter(|(name, _)| *name == "buildkit") {
+        let add_hosts = vec!["gw.example:host-gateway".parse().unwrap()];
+        let asked = BuildSpec { add_hosts, ..spec(&fresh_repository(&registry())) };
+        let (message, _) = failed(name, &engine, job(asked, "FROM busybox\nRUN true\n", &[]).await).await;
+        assert!(message.contains("gw.example") && message.contains("host gateway"), "{message}");
     }
 }
 
