@@ -66,8 +66,6 @@ pub const CONTEXT_READ_BYTES: u64 = 2 * 1024 * 1024;
 /// Files that the engine is served at once, in as many batches.
 pub const FILE_SYNC_BATCHES: usize = 4;
 pub const FILE_SYNC_BATCH_FILES: usize = 512;
-/// Requests of the engine that wait to be served.
-pub const FILE_SYNC_QUEUE: usize = 4096;
 /// File contents in one packet to the engine.
 pub const FILE_SYNC_PACKET_BYTES: usize = 64 * 1024;
 /// Rules in one `.dockerignore`, and bytes of one.

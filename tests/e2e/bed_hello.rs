@@ -101,3 +101,23 @@ fn one_platform_gives_a_plain_manifest_under_tags_in_two_repositories() {
     assert_eq!(registry::inspect_raw(&first)["mediaType"], OCI_MANIFEST);
     assert_eq!(registry::inspect_raw(&first), registry::inspect_raw(&second));
 }
+
+/// An engine asks for so many files at once that HTTP/2 took it for a flood and closed the session.
+#[test]
+fn a_context_of_many_small_files_arrives_whole() {
+    let farm = Farm::start(&Bed.engine(EngineKind::Docker28).expect("docker 28"));
+    let context = tempfile::tempdir().expect("temporary folder");
+    for index in 0..25_000 {
+        let folder = context.path().join(format!("d{}", index / 500));
+        if index % 500 == 0 {
+            std::fs::create_dir(&folder).expect("folder");
+        }
+        std::fs::write(folder.join(index.to_string()), index.to_string()).expect("file");
+    }
+    let dockerfile = "FROM busybox\nRUN --mount=type=bind,target=/in test $(find /in/d* -type f | wc -l) = 25000\n";
+    std::fs::write(context.path().join("Dockerfile"), dockerfile).expect("Dockerfile");
+    let tag = format!("{}/e2e/many-files:1", Bed.registry());
+    let path = context.path().display().to_string();
+    farm.run(&["build", "-t", &tag, "--platform", "linux/amd64", "--progress", "quiet", &path]);
+    assert!(registry::exists(&tag));
+}

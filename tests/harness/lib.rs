@@ -17,8 +17,10 @@ use std::path::PathBuf;
 /// When it is not built.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("the running test's path");
-    let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+    let running = std::env::current_exe().expect("the running program's path");
+    // Tests run from target/<profile>/deps, programs from target/<profile>.
+    let folder = running.parent().expect("its folder");
+    let profile = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
     let path = profile.join(name);
     assert!(path.is_file(), "{} is missing; run cargo build --workspace --bins", path.display());
     path

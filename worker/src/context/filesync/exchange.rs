@@ -27,8 +27,10 @@ struct Gone;
 
 /// Serves one call to its end.
 pub(super) async fn run(tree: Arc<ContextTree>, selected: Selected, requests: Streaming<Packet>, packets: Packets) {
+    // An engine asks for each file once. All its requests have room, so that none stays unread: HTTP/2 servers end a
+    // connection with too many small frames waiting.
+    let (queue, waiting) = mpsc::channel(selected.entries.len().max(1));
     let exchange = Arc::new(Exchange { tree, selected, packets });
-    let (queue, waiting) = mpsc::channel(limits::FILE_SYNC_QUEUE);
     let waiting = Arc::new(Mutex::new(waiting));
     // Dropping the set at the end stops what still runs.
     let mut tasks = JoinSet::new();

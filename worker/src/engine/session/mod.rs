@@ -42,6 +42,10 @@ use super::{
     transport::{BoxedIo, Dialer},
 };
 
+/// The engine asks for each file of a context in a message of a few bytes, thousands at once. HTTP/2 servers end a
+/// connection with too many small frames unread, by a measure that grows with this window; little is ever received in it.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
 /// What BuildKit is told that it may call. Without `GetTokenAuthority` the daemon fetches registry tokens itself.
 const METHODS: [&str; 6] = [
     "/grpc.health.v1.Health/Check",
@@ -101,6 +105,7 @@ fn headers(id: &str, shared_key: &str) -> Vec<(&'static str, String)> {
 async fn serve<F: FileSync>(stream: BoxedIo, served: Served<F>) {
     let router = Server::builder()
         .http2_max_header_list_size(HEADER_LIST_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(HealthServer::new(health::AlwaysServing))
         .add_service(AuthServer::new(auth::Credentials(served.credentials)))
         .add_service(SecretsServer::new(secrets::SecretStore(served.secrets)))
