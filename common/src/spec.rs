@@ -195,6 +195,42 @@ impl Violation {
 }
 
 impl BuildSpec {
+    /// All defaults; a sound spec also has platforms, tags and a project.
+    #[must_use]
+    pub fn bare(dockerfile: Dockerfile) -> Self {
+        Self {
+            context: None,
+            dockerfile,
+            named_contexts: BTreeMap::new(),
+            platforms: Vec::new(),
+            tags: Vec::new(),
+            build_args: BTreeMap::new(),
+            target: None,
+            labels: BTreeMap::new(),
+            annotations: Vec::new(),
+            secret_ids: Vec::new(),
+            ssh_ids: Vec::new(),
+            no_cache: false,
+            no_cache_stages: Vec::new(),
+            pull: false,
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
+            network: NetworkMode::Default,
+            add_hosts: Vec::new(),
+            shm_size: None,
+            ulimits: Vec::new(),
+            provenance: None,
+            sbom: None,
+            media_types: MediaTypes::Oci,
+            emulation: EmulationPolicy::Auto,
+            required_labels: BTreeMap::new(),
+            priority: 0,
+            timeout: limits::BUILD_TIMEOUT_DEFAULT,
+            project: String::new(),
+            source: String::new(),
+        }
+    }
+
     /// What the engine of a worker must be able to do for this build.
     #[must_use]
     pub fn required_features(&self) -> FeatureSet {
@@ -573,35 +609,10 @@ mod tests {
     fn spec() -> BuildSpec {
         let tree = ContextDigest(ChunkId::of(b"tree"));
         BuildSpec {
-            context: None,
-            dockerfile: Dockerfile { tree, filename: "Dockerfile".into() },
-            named_contexts: BTreeMap::new(),
             platforms: vec![PlatformRequest { platform: "linux/amd64".parse().unwrap(), required: true }],
             tags: vec!["r.example/app:1".parse().unwrap()],
-            build_args: BTreeMap::new(),
-            target: None,
-            labels: BTreeMap::new(),
-            annotations: Vec::new(),
-            secret_ids: Vec::new(),
-            ssh_ids: Vec::new(),
-            no_cache: false,
-            no_cache_stages: Vec::new(),
-            pull: false,
-            cache_from: Vec::new(),
-            cache_to: Vec::new(),
-            network: NetworkMode::Default,
-            add_hosts: Vec::new(),
-            shm_size: None,
-            ulimits: Vec::new(),
-            provenance: None,
-            sbom: None,
-            media_types: MediaTypes::Oci,
-            emulation: EmulationPolicy::Auto,
-            required_labels: BTreeMap::new(),
-            priority: 0,
-            timeout: limits::BUILD_TIMEOUT_DEFAULT,
             project: "r.example/app".into(),
-            source: String::new(),
+            ..BuildSpec::bare(Dockerfile { tree, filename: "Dockerfile".into() })
         }
     }
 

@@ -11,8 +11,7 @@ use std::{
 use kiln_common::{
     BuildId, BuildSpec, Digest, EmulationPolicy, FeatureSet, Grade, Platform, Timestamp, WorkerId,
     context::{ChunkId, ContextDigest},
-    limits,
-    spec::{Dockerfile, ImageDescriptor, MediaTypes, NetworkMode, PlatformRequest},
+    spec::{Dockerfile, ImageDescriptor, PlatformRequest},
 };
 use kiln_scheduler::{
     Config, Effect, Event, Scheduler, WorkerRecord,
@@ -223,34 +222,13 @@ fn spec(number: u64) -> BuildSpec {
     let request = |text: &&str| PlatformRequest { platform: platform(text), required: true };
     let labels = [("zone".to_owned(), format!("z{}", number % 4))];
     BuildSpec {
-        context: None,
-        dockerfile: Dockerfile { tree: ContextDigest(ChunkId::of(b"tree")), filename: "Dockerfile".into() },
-        named_contexts: BTreeMap::new(),
         platforms: PLATFORMS.iter().map(request).collect(),
         tags: vec![format!("registry.example/team/app-{number}:1.0").parse().expect("a tag")],
         build_args: BTreeMap::from([("VERSION".to_owned(), "1.0".to_owned())]),
-        target: None,
-        labels: BTreeMap::new(),
-        annotations: Vec::new(),
-        secret_ids: Vec::new(),
-        ssh_ids: Vec::new(),
-        no_cache: false,
-        no_cache_stages: Vec::new(),
-        pull: false,
-        cache_from: Vec::new(),
-        cache_to: Vec::new(),
-        network: NetworkMode::Default,
-        add_hosts: Vec::new(),
-        shm_size: None,
-        ulimits: Vec::new(),
-        provenance: None,
-        sbom: None,
-        media_types: MediaTypes::Oci,
         emulation: if number.is_multiple_of(3) { EmulationPolicy::Never } else { EmulationPolicy::Auto },
         required_labels: if number.is_multiple_of(5) { labels.into() } else { BTreeMap::new() },
         priority: i32::try_from(number % 3).unwrap_or(0) - 1,
-        timeout: limits::BUILD_TIMEOUT_DEFAULT,
         project: format!("team/app-{number}"),
-        source: String::new(),
+        ..BuildSpec::bare(Dockerfile { tree: ContextDigest(ChunkId::of(b"tree")), filename: "Dockerfile".into() })
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use kiln_common::{
     BuildSpec, EmulationPolicy, Feature, FeatureSet, Grade, Platform, Timestamp, WorkerId,
     context::{ChunkId, ContextDigest},
-    spec::{Dockerfile, MediaTypes, NetworkMode, PlatformRequest},
+    spec::{Dockerfile, PlatformRequest},
 };
 use kiln_scheduler::{
     Config, WorkerRecord,
@@ -92,38 +92,21 @@ pub fn spec(chance: &mut Chance) -> BuildSpec {
     let attests = chance.percent(10);
     let zone = BTreeMap::from([(format!("z{}", chance.below(2)), "yes".to_owned())]);
     BuildSpec {
-        context: None,
-        dockerfile: Dockerfile { tree: ContextDigest(ChunkId::from_bytes([1; 32])), filename: "Dockerfile".into() },
-        named_contexts: BTreeMap::new(),
         platforms,
         tags: vec![
             format!("r.example/{project}:1").parse().expect("a tag"),
             format!("r.example/{project}:latest").parse().expect("a tag"),
         ],
-        build_args: BTreeMap::new(),
-        target: None,
-        labels: BTreeMap::new(),
-        annotations: Vec::new(),
-        secret_ids: Vec::new(),
-        ssh_ids: Vec::new(),
-        no_cache: false,
-        no_cache_stages: Vec::new(),
-        pull: false,
-        cache_from: Vec::new(),
-        cache_to: Vec::new(),
-        network: NetworkMode::Default,
-        add_hosts: Vec::new(),
-        shm_size: None,
-        ulimits: Vec::new(),
         provenance: attests.then(|| "mode=max".to_owned()),
-        sbom: None,
-        media_types: MediaTypes::Oci,
         emulation,
         required_labels: if !attests && chance.percent(15) { zone } else { BTreeMap::new() },
         priority: i32::try_from(chance.below(21)).unwrap_or(0) - 10,
         // Long ones outlive the history: nothing but the scheduler's own doing ends them.
         timeout: Duration::from_secs(if chance.percent(20) { chance.between(30, 300) } else { 40 * 3600 }),
         project,
-        source: String::new(),
+        ..BuildSpec::bare(Dockerfile {
+            tree: ContextDigest(ChunkId::from_bytes([1; 32])),
+            filename: "Dockerfile".into(),
+        })
     }
 }

@@ -3,10 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kiln_common::{
-    AttemptId, BuildId, BuildSpec, EmulationPolicy, Grade, Platform, Timestamp, WorkerId,
+    AttemptId, BuildId, BuildSpec, Grade, Platform, Timestamp, WorkerId,
     context::{ChunkId, ContextDigest},
-    limits,
-    spec::{Dockerfile, ImageDescriptor, MediaTypes, NetworkMode, PlatformRequest},
+    spec::{Dockerfile, ImageDescriptor, PlatformRequest},
 };
 use uuid::Uuid;
 
@@ -201,35 +200,10 @@ pub(crate) fn native(text: &str, slots: u32) -> WorkerFacts {
 pub(crate) fn spec(platforms: &[&str]) -> BuildSpec {
     let required = platforms.iter().map(|text| PlatformRequest { platform: platform(text), required: true });
     BuildSpec {
-        context: None,
-        dockerfile: Dockerfile { tree: ContextDigest(ChunkId::of(b"tree")), filename: "Dockerfile".into() },
-        named_contexts: BTreeMap::new(),
         platforms: required.collect(),
         tags: vec!["r.example/app:1".parse().expect("a tag")],
-        build_args: BTreeMap::new(),
-        target: None,
-        labels: BTreeMap::new(),
-        annotations: Vec::new(),
-        secret_ids: Vec::new(),
-        ssh_ids: Vec::new(),
-        no_cache: false,
-        no_cache_stages: Vec::new(),
-        pull: false,
-        cache_from: Vec::new(),
-        cache_to: Vec::new(),
-        network: NetworkMode::Default,
-        add_hosts: Vec::new(),
-        shm_size: None,
-        ulimits: Vec::new(),
-        provenance: None,
-        sbom: None,
-        media_types: MediaTypes::Oci,
-        emulation: EmulationPolicy::Auto,
-        required_labels: BTreeMap::new(),
-        priority: 0,
-        timeout: limits::BUILD_TIMEOUT_DEFAULT,
         project: "r.example/app".into(),
-        source: String::new(),
+        ..BuildSpec::bare(Dockerfile { tree: ContextDigest(ChunkId::of(b"tree")), filename: "Dockerfile".into() })
     }
 }
 

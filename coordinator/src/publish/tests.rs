@@ -1,13 +1,13 @@
 //! Publishing against a registry that misbehaves on demand.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::http::Method;
 use kiln_common::{
-    BuildId, BuildSpec, Digest, EmulationPolicy, Grade, Platform,
+    BuildId, BuildSpec, Digest, Grade, Platform,
     context::{ChunkId, ContextDigest},
     limits,
-    spec::{Annotation, AnnotationScope, Dockerfile, ImageDescriptor, MediaTypes, NetworkMode, PlatformRequest},
+    spec::{Annotation, AnnotationScope, Dockerfile, ImageDescriptor, PlatformRequest},
 };
 use kiln_scheduler::effect::Leg;
 use zeroize::Zeroizing;
@@ -23,35 +23,10 @@ const FOUR: [&str; 4] = ["linux/amd64", "linux/arm64", "linux/arm/v7", "linux/ar
 fn spec(platforms: &[&str], tags: &[String]) -> BuildSpec {
     let request = |text: &&str| PlatformRequest { platform: text.parse().expect("platform"), required: true };
     BuildSpec {
-        context: None,
-        dockerfile: Dockerfile { tree: ContextDigest(ChunkId::of(b"tree")), filename: "Dockerfile".into() },
-        named_contexts: BTreeMap::new(),
         platforms: platforms.iter().map(request).collect(),
         tags: tags.iter().map(|tag| tag.parse().expect("tag")).collect(),
-        build_args: BTreeMap::new(),
-        target: None,
-        labels: BTreeMap::new(),
-        annotations: Vec::new(),
-        secret_ids: Vec::new(),
-        ssh_ids: Vec::new(),
-        no_cache: false,
-        no_cache_stages: Vec::new(),
-        pull: false,
-        cache_from: Vec::new(),
-        cache_to: Vec::new(),
-        network: NetworkMode::Default,
-        add_hosts: Vec::new(),
-        shm_size: None,
-        ulimits: Vec::new(),
-        provenance: None,
-        sbom: None,
-        media_types: MediaTypes::Oci,
-        emulation: EmulationPolicy::Auto,
-        required_labels: BTreeMap::new(),
-        priority: 0,
-        timeout: limits::BUILD_TIMEOUT_DEFAULT,
         project: "app".into(),
-        source: String::new(),
+        ..BuildSpec::bare(Dockerfile { tree: ContextDigest(ChunkId::of(b"tree")), filename: "Dockerfile".into() })
     }
 }
 
