@@ -73,6 +73,11 @@ pub struct WorkerStats {
     pub disk_available: Option<u64>,
     pub temperature_celsius: Option<f64>,
     pub throttled: bool,
+    /// How much of the last ten seconds some task waited for a CPU, memory, input or output, in percent (Linux, PSI,
+    /// `some avg10`); `None` where the kernel does not say.
+    pub cpu_pressure: Option<f64>,
+    pub memory_pressure: Option<f64>,
+    pub io_pressure: Option<f64>,
 }
 
 /// An operator's change of a worker.

@@ -64,7 +64,14 @@ pub(super) fn stats(wire: v1::WorkerStats) -> WorkerStats {
         disk_available: known(wire.disk_available_bytes),
         temperature_celsius: finite(wire.temperature_celsius).filter(|celsius| *celsius != 0.0),
         throttled: wire.throttled,
+        cpu_pressure: wire.cpu_pressure.and_then(percent),
+        memory_pressure: wire.memory_pressure.and_then(percent),
+        io_pressure: wire.io_pressure.and_then(percent),
     }
+}
+
+fn percent(number: f64) -> Option<f64> {
+    number.is_finite().then(|| number.clamp(0.0, 100.0))
 }
 
 /// # Errors
@@ -134,6 +141,15 @@ mod tests {
         ] {
             assert!(facts(broken).is_err());
         }
+    }
+
+    #[test]
+    fn pressure_is_a_percentage_or_unknown() {
+        let of = |memory_pressure| stats(v1::WorkerStats { memory_pressure, ..Default::default() }).memory_pressure;
+        assert_eq!(
+            [None, Some(f64::NAN), Some(12.5), Some(-1.0), Some(1e9)].map(of),
+            [None, None, Some(12.5), Some(0.0), Some(100.0)]
+        );
     }
 
     #[test]

@@ -424,6 +424,15 @@ pub struct WorkerStats {
     /// The CPU is throttled by heat or undervoltage.
     #[prost(bool, tag = "5")]
     pub throttled: bool,
+    /// How much of the last 10 seconds some task waited for a CPU, in percent (Linux PSI, `some avg10`); absent: unknown.
+    #[prost(double, optional, tag = "6")]
+    pub cpu_pressure: ::core::option::Option<f64>,
+    /// How much of the last 10 seconds some task waited for memory, in percent; absent: unknown.
+    #[prost(double, optional, tag = "7")]
+    pub memory_pressure: ::core::option::Option<f64>,
+    /// How much of the last 10 seconds some task waited for input or output, in percent; absent: unknown.
+    #[prost(double, optional, tag = "8")]
+    pub io_pressure: ::core::option::Option<f64>,
 }
 /// A worker as the farm knows it.
 #[derive(Clone, PartialEq, ::prost::Message)]

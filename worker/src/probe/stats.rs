@@ -25,6 +25,7 @@ pub fn stats(engine: &EngineFacts, engine_is_local: bool) -> WorkerStats {
             (0..THERMAL_ZONES).map(|zone| super::text(format!("/sys/class/thermal/thermal_zone{zone}/temp"))),
         ),
         throttled: is_throttled(&super::text(PI_THROTTLED)),
+        ..WorkerStats::default()
     }
 }
 
