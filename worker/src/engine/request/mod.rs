@@ -62,6 +62,9 @@ pub fn solve_request(order: &Order<'_>, target: &Target<'_>) -> Result<SolveRequ
         exporters,
         cache: Some(CacheOptions { exports, imports, ..Default::default() }),
         entitlements: entitlements(order.spec),
+        // No record in the engine's own history: the farm keeps one, and the engine syncs its to disk before it answers,
+        // a tenth of a second that also wears a board's card.
+        internal: true,
         ..Default::default()
     })
 }
