@@ -60,6 +60,8 @@ pub enum Command {
     /// Make and revoke API tokens
     #[command(alias = "tokens")]
     Token(commands::token::Token),
+    /// Show who did what to the farm, and who was refused
+    Audit(commands::audit::Audit),
     /// Log in to a farm and remember it
     Login(commands::login::Login),
     /// Forget a farm

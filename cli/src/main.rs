@@ -62,6 +62,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Workers(workers) => commands::workers::run(workers, &farm(global)?).await,
         Command::Images(images) => commands::images::run(images, &farm(global)?).await,
         Command::Token(token) => commands::token::run(token, &farm(global)?).await,
+        Command::Audit(audit) => commands::audit::run(audit, &farm(global)?).await,
         Command::Login(login) => commands::login::run(login).await,
         Command::Logout(logout) => commands::logout::run(&logout),
         Command::Doctor(doctor) => commands::doctor::run(doctor, global).await,

@@ -72,6 +72,8 @@ ids! {
     WorkerId = "worker";
     /// An API token (its public half; the secret half is never stored).
     TokenId = "token";
+    /// An entry of the audit trail.
+    AuditId = "audit";
 }
 
 /// Makes version 7 ids from a seed and the time handed in: the same seed and times give the same ids.

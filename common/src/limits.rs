@@ -101,6 +101,10 @@ pub const WORKER_NAME_BYTES: usize = 128;
 pub const SESSION_QUEUE: usize = 256;
 /// Messages that a worker may send on its session within a second: every slot ends and reports several times over.
 pub const SESSION_MESSAGES_PER_SECOND: u32 = 1024;
+/// Heartbeats among them: none is asked for more often than ten times a second.
+pub const HEARTBEATS_PER_SECOND: u32 = 32;
+/// Messages on one log stream within a second. Each waits for its turn on the disk, so an honest worker never comes near.
+pub const LOG_BATCHES_PER_SECOND: u32 = 4096;
 /// Bytes of the agent protocol in one frame of a forwarded ssh agent.
 pub const AGENT_FRAME_BYTES: usize = 64 * 1024;
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
@@ -119,10 +123,24 @@ pub const CSR_BYTES: usize = 16 * 1024;
 pub const JOIN_TOKENS: usize = 1_000;
 pub const JOIN_TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(3600);
 pub const JOIN_TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Tokens that let nobody in any more are remembered this long, and no more of them than of the others.
+pub const JOIN_TOKEN_MEMORY: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const API_TOKENS: usize = 10_000;
 pub const TOKEN_NAME_BYTES: usize = 128;
 /// Longest `authorization` header that is looked at.
 pub const BEARER_BYTES: usize = 4 * 1024;
+
+// The audit trail.
+/// Entries that are kept, about; the oldest go first.
+pub const AUDIT_ENTRIES: usize = 200_000;
+/// What outsiders chose in one entry: a method, a name, a reason.
+pub const AUDIT_TEXT_BYTES: usize = 512;
+/// Entries that wait to be written.
+pub const AUDIT_QUEUE: usize = 4096;
+/// Refusals of one kind and source that are written in a minute; the rest are counted.
+pub const AUDIT_REFUSALS_PER_MINUTE: u32 = 10;
+/// Sources of refusals that are told apart at once.
+pub const AUDIT_SOURCES: usize = 1024;
 
 // The farm.
 /// Builds that are not final yet; one more is refused with RESOURCE_EXHAUSTED.

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use crate::{
     access::{AccessLayer, ApiTokens},
     api::Api,
+    audit::{self, Trail},
     config::{Config, Layout},
     contexts::{Contexts, housekeeping, service::ContextUploads},
     driver::{Driver, Handle, Ledger, Parts, Publisher},
@@ -91,7 +92,9 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
         outbox: Arc::clone(&sessions) as _,
         publisher,
         ledger: Arc::clone(&ledger),
+        trail: state.trail.clone(),
     };
+    tokio::spawn(state.trail_writer.run(stopping.clone()));
     let driver = Driver::restore(parts, driver_handle.clone(), queue).await?;
 
     let agents = AgentRelay::default();
@@ -107,12 +110,13 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
         join_tokens: Arc::clone(&state.join_tokens),
         revocations: Arc::clone(&state.revocations),
         insecure_registries: config.insecure_registries,
+        trail: state.trail.clone(),
         stop: stopping.clone(),
     });
     let router = crate::http::router(driver_handle.clone(), crate::http::metrics::recorder()?);
     let collecting = housekeeping::run(Arc::clone(&state.contexts), driver_handle.clone(), stopping.clone());
     let services = Services {
-        access: AccessLayer::new(Arc::clone(&state.api_tokens), Arc::clone(&state.revocations)),
+        access: AccessLayer::new(Arc::clone(&state.api_tokens), Arc::clone(&state.revocations), state.trail.clone()),
         api: Api {
             driver: driver_handle.clone(),
             logs: state.logs,
@@ -121,13 +125,14 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
             api_tokens: state.api_tokens,
             revocations: state.revocations,
             agents: Arc::new(agents),
+            trail: state.trail.clone(),
             dashboard_url: dashboard_url.as_str().into(),
         },
         contexts: ContextUploads::new(state.contexts),
         workers,
     };
     tokio::spawn(collecting);
-    let incoming = listener::incoming(grpc, state.pki.server_config()?, stopping.clone());
+    let incoming = listener::incoming(grpc, state.pki.server_config()?, state.trail, stopping.clone());
     let server = server::serve(incoming, services, stopping.clone())?;
     tokio::spawn(state.pki.server_certificate().keep_fresh(stopping.clone()));
     tokio::spawn(stop_on(shutdown, stopping.clone()));
@@ -168,7 +173,7 @@ impl Running {
     pub async fn create_join_token(&self) -> Result<String> {
         let labels = std::collections::BTreeMap::new();
         let made = self.join_tokens.create(limits::JOIN_TOKEN_TTL_DEFAULT, 1, labels, Timestamp::now()).await;
-        Ok(made.context("cannot make a join token")?.0.to_string())
+        Ok(made.context("cannot make a join token")?.token.to_string())
     }
 
     /// Until the coordinator was told to stop and has, or has to.
@@ -205,6 +210,8 @@ struct State {
     revocations: Arc<Revocations>,
     logs: Logs,
     contexts: Arc<Contexts>,
+    trail: Trail,
+    trail_writer: audit::Writer,
 }
 
 impl State {
@@ -218,6 +225,7 @@ impl State {
         let sealer = Arc::new(Sealer::open_key(&layout.seal_key())?);
         let api_tokens = Arc::new(ApiTokens::load(Arc::clone(&store)).await?);
         api_tokens.ensure_admin_file(&layout.admin_token(), now).await?;
+        let (trail, trail_writer) = Trail::open(Arc::clone(&store)).await?;
         let coordinators = vec![endpoint.to_owned()];
         Ok(Self {
             secrets: SecretStore::new(Arc::clone(&store), sealer),
@@ -228,6 +236,8 @@ impl State {
             pki,
             api_tokens,
             store,
+            trail,
+            trail_writer,
         })
     }
 }

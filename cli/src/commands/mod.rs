@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod audit;
 pub mod builds;
 mod builds_logs;
 pub mod completions;

@@ -7,8 +7,9 @@ use kiln_common::Timestamp;
 use kiln_proto::{
     convert::{duration_to_wire, timestamp_from_wire},
     v1::{
-        CordonRequest, CreateJoinTokenRequest, DrainRequest, GetWorkerRequest, ListWorkersRequest, RemoveWorkerRequest,
-        UpdateWorkerRequest, WatchWorkersRequest, Worker, WorkerState,
+        CordonRequest, CreateJoinTokenRequest, DrainRequest, GetWorkerRequest, JoinToken, ListJoinTokensRequest,
+        ListWorkersRequest, RemoveWorkerRequest, RevokeJoinTokenRequest, UpdateWorkerRequest, WatchWorkersRequest,
+        Worker, WorkerState,
     },
 };
 
@@ -67,7 +68,7 @@ enum Action {
     },
     /// Set labels, remove them, or change the number of slots
     Label(Label),
-    /// Make tokens that workers join with
+    /// Make, list and revoke the tokens that workers join with
     Token {
         #[command(subcommand)]
         action: TokenAction,
@@ -102,6 +103,13 @@ enum TokenAction {
         #[command(flatten)]
         output: OutputFlag,
     },
+    /// List tokens, also those that have ended, without their secrets
+    Ls(OutputFlag),
+    /// Revoke a token at once; workers that joined with it stay
+    Rm {
+        /// Its id, or the beginning of it
+        id: String,
+    },
 }
 
 pub async fn run(workers: Workers, farm: &Farm) -> Result<(), Failure> {
@@ -127,6 +135,15 @@ pub async fn run(workers: Workers, farm: &Farm) -> Result<(), Failure> {
             let labels = labels.into_iter().collect();
             let request = CreateJoinTokenRequest { ttl: Some(duration_to_wire(ttl)), uses, labels };
             token(request, output.output, farm).await
+        }
+        Action::Token { action: TokenAction::Ls(output) } => {
+            let all = farm.call(async |link| link.farm().list_join_tokens(ListJoinTokensRequest {}).await).await?;
+            output::print(output.output, &all, |paint| token_table(&all.tokens, paint))
+        }
+        Action::Token { action: TokenAction::Rm { id } } => {
+            let request = RevokeJoinTokenRequest { id: id.clone() };
+            farm.call(async |link| link.farm().revoke_join_token(request.clone()).await).await?;
+            output::write(&format!("revoked the join token `{id}`\n"))
         }
     }
 }
@@ -209,6 +226,25 @@ async fn token(request: CreateJoinTokenRequest, format: Format, farm: &Farm) -> 
         "umask 077; echo {} > /etc/kiln-join-token && kiln-worker --coordinator {} --join-token-file /etc/kiln-join-token\n",
         made.token, made.coordinator
     ))
+}
+
+fn token_table(tokens: &[JoinToken], paint: Paint) -> String {
+    let now = Timestamp::now();
+    let mut table = Table::new(["ID", "AGE", "ENDS", "USES LEFT", "LABELS"]);
+    for token in tokens {
+        let ends = token.expires_at.as_ref().map(|at| format!("in {}", text::age(timestamp_from_wire(at).since(now))));
+        table.row([
+            paint.bold(&token.id),
+            text::age_of(token.created_at.as_ref(), now),
+            if token.ended.is_empty() { ends.unwrap_or_default() } else { paint.yellow(&token.ended) },
+            token.uses_left.to_string(),
+            labels_text(&token.labels),
+        ]);
+    }
+    if tokens.is_empty() {
+        return "there are no join tokens; make one with `kiln workers token create`\n".to_owned();
+    }
+    table.render(paint)
 }
 
 fn table(workers: &[Worker], paint: Paint) -> String {

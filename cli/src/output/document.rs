@@ -25,11 +25,17 @@ documents! {
     Build ListBuildsResponse ExplainBuildResponse LogsResponse ListImagesResponse
     Worker ListWorkersResponse CreateJoinTokenResponse
     CreateApiTokenResponse ListApiTokensResponse FarmInfo
+    ListJoinTokensResponse ListAuditResponse AuditEntry
 }
 
 /// Indented JSON without a line end.
 pub fn json(message: &impl Document) -> Result<String, Failure> {
     serde_json::to_string_pretty(&value(message)?).map_err(|error| defect(&error))
+}
+
+/// One JSON object on a line for each message.
+pub fn lines(messages: &[impl Document]) -> Result<String, Failure> {
+    messages.iter().map(|message| Ok(format!("{}\n", value(message)?))).collect()
 }
 
 /// A YAML document.

@@ -7,7 +7,7 @@ pub mod text;
 
 use std::io::Write as _;
 
-pub use document::Document;
+pub use document::{Document, lines};
 pub use paint::Paint;
 pub use table::Table;
 

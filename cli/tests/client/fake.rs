@@ -340,7 +340,36 @@ impl FarmService for Handler {
             token: "join-token".into(),
             expires_at: None,
             coordinator: "farm.example:7070".into(),
+            id: "3fa9".into(),
         }))
+    }
+
+    async fn list_join_tokens(&self, request: Request<v1::ListJoinTokensRequest>) -> Reply<v1::ListJoinTokensResponse> {
+        Self::allow(&request, true)?;
+        let used_up = v1::JoinToken { id: "3fa9".into(), ended: "all its uses are taken".into(), ..Default::default() };
+        Ok(Response::new(v1::ListJoinTokensResponse { tokens: vec![used_up] }))
+    }
+
+    async fn revoke_join_token(&self, _: Request<v1::RevokeJoinTokenRequest>) -> Reply<v1::RevokeJoinTokenResponse> {
+        Ok(Response::new(v1::RevokeJoinTokenResponse {}))
+    }
+
+    /// Two pages of one entry each.
+    async fn list_audit(&self, request: Request<v1::ListAuditRequest>) -> Reply<v1::ListAuditResponse> {
+        Self::allow(&request, true)?;
+        let request = request.get_ref();
+        let actor = v1::AuditActor { kind: "token".into(), name: "ann".into(), ..Default::default() };
+        let entry = v1::AuditEntry {
+            actor: Some(actor),
+            source: "192.0.2.7".into(),
+            action: format!("{}.cordon", request.action),
+            object: Some(v1::AuditObject { kind: "worker".into(), id: "0198f3c4-5d6e-7f80-9a1b-2c3d4e5f6071".into() }),
+            outcome: v1::AuditOutcome::Done.into(),
+            repeats: 3,
+            ..Default::default()
+        };
+        let next_page_token = if request.page_token.is_empty() { "2" } else { "" }.to_owned();
+        Ok(Response::new(v1::ListAuditResponse { entries: vec![entry], next_page_token }))
     }
 
     async fn create_api_token(&self, request: Request<v1::CreateApiTokenRequest>) -> Reply<v1::CreateApiTokenResponse> {

@@ -48,9 +48,27 @@ async fn workers_images_and_tokens_are_listed() {
     kiln.run(&["workers", "token", "create"])
         .await
         .expect(0, &["kiln-worker --coordinator farm.example:7070", "join-token"]);
+    kiln.run(&["workers", "token", "ls"]).await.expect(0, &["3fa9", "all its uses are taken"]);
+    kiln.run(&["workers", "token", "rm", "3fa9"]).await.expect(0, &["revoked"]);
     kiln.run(&["images", "r.example/app"]).await.expect(0, &["1, latest", "sha256:aaaaaaaaaaaa"]);
     let made = kiln.run(&["token", "create", "ci", "--ttl", "30d"]).await.expect(0, &["submitter"]);
     assert_eq!(made.out, "s3cret\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_trail_is_shown_over_pages_and_exported_line_by_line() {
+    let fake = Fake::start().await;
+    let kiln = Kiln::of(&fake, TOKEN);
+    let audit = ["audit", "--since", "7d", "--actor", "ann", "--action", "worker", "--outcome", "done"];
+    let shown = kiln.run(&audit).await;
+    let shown = shown.expect(0, &["token `ann`", "192.0.2.7", "worker.cordon", "worker 0198f3c4-5d6e", "and 3 more"]);
+    assert_eq!(shown.out.lines().count(), 3);
+    let limited = kiln.run(&["audit", "-n", "1", "-o", "json"]).await.expect(0, &["AUDIT_OUTCOME_DONE"]);
+    assert_eq!(json(&limited.out)["next_page_token"], "2");
+    let exported = kiln.run(&["audit", "-o", "jsonl"]).await.expect(0, &[]);
+    let lines: Vec<_> = exported.out.lines().map(json).collect();
+    assert_eq!((lines.len(), lines[1]["actor"]["name"].as_str()), (2, Some("ann")));
+    Kiln::of(&fake, VIEWER).run(&["audit"]).await.expect(4, &[]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

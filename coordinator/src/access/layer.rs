@@ -14,22 +14,25 @@ use tonic::{
     transport::server::{TcpConnectInfo, TlsConnectInfo},
 };
 use tower::{Layer, Service};
-use tracing::debug;
 
 use super::{ApiTokens, Caller, table};
-use crate::pki::{Revocations, worker_of};
+use crate::{
+    audit::{Action, Actor, Object, Trail, Who},
+    pki::{Revocations, worker_of},
+};
 
 /// Put it around the whole gRPC server: `Server::builder().layer(access)`.
 #[derive(Clone)]
 pub struct AccessLayer {
     tokens: Arc<ApiTokens>,
     revocations: Arc<Revocations>,
+    trail: Trail,
 }
 
 impl AccessLayer {
     #[must_use]
-    pub const fn new(tokens: Arc<ApiTokens>, revocations: Arc<Revocations>) -> Self {
-        Self { tokens, revocations }
+    pub const fn new(tokens: Arc<ApiTokens>, revocations: Arc<Revocations>, trail: Trail) -> Self {
+        Self { tokens, revocations, trail }
     }
 
     /// The caller, if it may call the method.
@@ -44,9 +47,23 @@ impl AccessLayer {
             table::Need::Worker => self.worker(request),
         };
         admitted.map_err(|refused| {
-            debug!(path, reason = %refused.reason, "refused");
+            let object = Object::method(path);
+            self.trail.refuse(self.who(request).was_refused(Action::Call, object, refused.message.as_str()));
             Status::from(refused)
         })
+    }
+
+    /// Who was refused, as far as the request tells.
+    fn who<B>(&self, request: &http::Request<B>) -> Who {
+        let token = bearer(request).and_then(|text| self.tokens.authenticate(text, Timestamp::now()));
+        let worker = || certificate(request).and_then(|chain| worker_of(chain.first()?).ok());
+        let actor = match token {
+            Some(caller) => (&caller).into(),
+            None => worker().map_or(Actor::Unknown, |id| Actor::Worker { id }),
+        };
+        let connection = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
+        let source = connection.and_then(|info| info.get_ref().remote_addr());
+        Who { actor, source: source.map(|address| address.ip().to_canonical()) }
     }
 
     /// A certificate that no longer counts is as good as none: `Enroll` with a join token must work with it.
@@ -154,8 +171,10 @@ mod tests {
     use crate::store::MemoryStore;
 
     async fn layer() -> (AccessLayer, Arc<ApiTokens>) {
-        let tokens = Arc::new(ApiTokens::load(Arc::new(MemoryStore::default())).await.expect("loaded"));
-        (AccessLayer::new(Arc::clone(&tokens), Arc::default()), tokens)
+        let store = Arc::new(MemoryStore::default());
+        let tokens = Arc::new(ApiTokens::load(Arc::clone(&store) as _).await.expect("loaded"));
+        let (trail, _) = Trail::open(store).await.expect("opened");
+        (AccessLayer::new(Arc::clone(&tokens), Arc::default(), trail), tokens)
     }
 
     fn request(path: &str, authorization: Option<&str>) -> http::Request<()> {

@@ -15,7 +15,7 @@ pub use token::{AdminFileError, ApiToken, ApiTokens, NewToken, TokenError};
 use serde::{Deserialize, Serialize};
 
 /// What the holder of an API token may do; later ones may all that earlier ones may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Reads.

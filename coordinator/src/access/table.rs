@@ -40,9 +40,12 @@ const TABLE: &[(&str, Need)] = &[
     ("/kiln.v1.FarmService/Drain", ADMIN),
     ("/kiln.v1.FarmService/RemoveWorker", ADMIN),
     ("/kiln.v1.FarmService/CreateJoinToken", ADMIN),
+    ("/kiln.v1.FarmService/ListJoinTokens", ADMIN),
+    ("/kiln.v1.FarmService/RevokeJoinToken", ADMIN),
     ("/kiln.v1.FarmService/CreateApiToken", ADMIN),
     ("/kiln.v1.FarmService/ListApiTokens", ADMIN),
     ("/kiln.v1.FarmService/RevokeApiToken", ADMIN),
+    ("/kiln.v1.FarmService/ListAudit", ADMIN),
     // Takes a join token, or renews for a certificate.
     ("/kiln.v1.WorkerService/Enroll", Need::Open),
     ("/kiln.v1.WorkerService/Session", Need::Worker),

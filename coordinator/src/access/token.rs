@@ -132,19 +132,18 @@ impl ApiTokens {
         all
     }
 
-    /// Ends a token at once, durably.
+    /// Ends a token at once, durably; gives what it was.
     ///
     /// # Errors
     /// [`TokenError::Unknown`], or what the store says; the token then still counts.
-    pub async fn revoke(&self, id: TokenId) -> Result<(), TokenError> {
-        if !self.read().values().any(|token| token.id == id) {
-            return Err(TokenError::Unknown { id });
-        }
+    pub async fn revoke(&self, id: TokenId) -> Result<ApiToken, TokenError> {
+        let known = self.read().values().find(|token| token.id == id).cloned();
+        let token = known.ok_or(TokenError::Unknown { id })?;
         let mut txn = Txn::new();
         txn.delete(key_of(id));
         self.store.commit(txn).await?;
         self.write().retain(|_, token| token.id != id);
-        Ok(())
+        Ok(token)
     }
 
     /// The caller behind a token's text; `None` when it is unknown, expired or revoked.

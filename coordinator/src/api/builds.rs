@@ -7,7 +7,11 @@ use kiln_scheduler::{Event, TaskRecord};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Api, stopped, submit, view, watch_failed};
-use crate::store::records::BuildView;
+use crate::{
+    audit::{Action, Object, Who},
+    driver::{SubmitError, Submitted},
+    store::records::BuildView,
+};
 
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
@@ -25,7 +29,8 @@ impl Api {
         shown.await.map_err(stopped)
     }
 
-    async fn cancel_build(&self, request: v1::CancelBuildRequest) -> Result<v1::Build, Refused> {
+    /// Cancels the build and gives it with the reason that stands in its record.
+    async fn cancel_build(&self, request: v1::CancelBuildRequest) -> Result<(BuildId, String), Refused> {
         let id = self.build_id(&request.id).await?;
         let build = self.records(id).await?.build;
         if build.state.is_final() {
@@ -36,7 +41,23 @@ impl Api {
             "" => "cancelled by a user".to_owned(),
             reason => reason.chars().filter(|c| !c.is_control()).take(1000).collect(),
         };
-        self.driver.send(Event::Cancel { build: id, reason }).await.map_err(stopped)?;
+        self.driver.send(Event::Cancel { build: id, reason: reason.clone() }).await.map_err(stopped)?;
+        Ok((id, reason))
+    }
+
+    /// Has `begin` run a final build again.
+    async fn run_again(
+        &self,
+        who: &Who,
+        action: Action,
+        text: &str,
+        begin: impl AsyncFnOnce(BuildId) -> Result<BuildId, SubmitError>,
+    ) -> Result<v1::Build, Refused> {
+        let again = async {
+            let id = self.build_id(text).await?;
+            begin(id).await.map_err(submit::refused)
+        };
+        let id = self.audited(who, action, text, again.await, |id| (Object::Build(*id), String::new())).await?;
         self.show(id).await
     }
 
@@ -70,7 +91,13 @@ impl Api {
 #[tonic::async_trait]
 impl BuildService for Api {
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
-        let submitted = self.submit_build(request.into_inner()).await?;
+        let who = Who::of(&request);
+        let submitted = self.submit_build(request.into_inner()).await;
+        let tell = |submitted: &Submitted| {
+            let detail = if submitted.existed { "sent again" } else { "" };
+            (Object::Build(submitted.build), detail.to_owned())
+        };
+        let submitted = self.audited(&who, Action::BuildSubmit, "", submitted, tell).await?;
         let build = Some(self.show(submitted.build).await?);
         Ok(Response::new(v1::SubmitResponse { build, existed: submitted.existed }))
     }
@@ -99,19 +126,25 @@ impl BuildService for Api {
     }
 
     async fn cancel(&self, request: Request<v1::CancelBuildRequest>) -> Result<Response<v1::Build>, Status> {
-        Ok(Response::new(self.cancel_build(request.into_inner()).await?))
+        let who = Who::of(&request);
+        let request = request.into_inner();
+        let named = request.id.clone();
+        let cancelled = self.cancel_build(request).await;
+        let tell = |(id, reason): &(BuildId, String)| (Object::Build(*id), reason.clone());
+        let (id, _) = self.audited(&who, Action::BuildCancel, &named, cancelled, tell).await?;
+        Ok(Response::new(self.show(id).await?))
     }
 
     async fn retry(&self, request: Request<v1::RetryBuildRequest>) -> Result<Response<v1::Build>, Status> {
-        let id = self.build_id(&request.into_inner().id).await?;
-        self.driver.retry(id).await.map_err(submit::refused)?;
-        Ok(Response::new(self.show(id).await?))
+        let who = Who::of(&request);
+        let (id, begin) = (request.into_inner().id, async |build| self.driver.retry(build).await);
+        Ok(Response::new(self.run_again(&who, Action::BuildRetry, &id, begin).await?))
     }
 
     async fn backfill(&self, request: Request<v1::BackfillBuildRequest>) -> Result<Response<v1::Build>, Status> {
-        let id = self.build_id(&request.into_inner().id).await?;
-        self.driver.backfill(id).await.map_err(submit::refused)?;
-        Ok(Response::new(self.show(id).await?))
+        let who = Who::of(&request);
+        let (id, begin) = (request.into_inner().id, async |build| self.driver.backfill(build).await);
+        Ok(Response::new(self.run_again(&who, Action::BuildBackfill, &id, begin).await?))
     }
 
     async fn explain(

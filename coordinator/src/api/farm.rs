@@ -7,7 +7,10 @@ use kiln_scheduler::{Event, event::WorkerUpdate, query::WorkerState};
 use tonic::{Request, Response, Status};
 
 use super::{Api, stopped, store_failed, view, watch_failed};
-use crate::driver::WorkerWatch;
+use crate::{
+    audit::{Action, Object, Who},
+    driver::WorkerWatch,
+};
 
 impl Api {
     async fn show_worker(&self, id: WorkerId) -> Result<v1::Worker, Refused> {
@@ -24,13 +27,25 @@ impl Api {
         Ok(workers)
     }
 
-    async fn change_worker(&self, text: &str, update: WorkerUpdate) -> Result<v1::Worker, Refused> {
-        let worker = self.worker_id(text).await?;
-        self.driver.send(Event::WorkerUpdated { worker, update }).await.map_err(stopped)?;
+    async fn change_worker(
+        &self,
+        who: &Who,
+        action: Action,
+        text: &str,
+        update: WorkerUpdate,
+    ) -> Result<v1::Worker, Refused> {
+        let detail = describe(&update);
+        let changed = async {
+            let worker = self.worker_id(text).await?;
+            self.driver.send(Event::WorkerUpdated { worker, update }).await.map_err(stopped)?;
+            Ok(worker)
+        };
+        let tell = |worker: &WorkerId| (Object::Worker(*worker), detail);
+        let worker = self.audited(who, action, text, changed.await, tell).await?;
         self.show_worker(worker).await
     }
 
-    async fn update(&self, request: v1::UpdateWorkerRequest) -> Result<v1::Worker, Refused> {
+    async fn update(&self, who: &Who, request: v1::UpdateWorkerRequest) -> Result<v1::Worker, Refused> {
         let mut violations = Vec::new();
         if request.slots > limits::WORKER_SLOTS {
             violations.push(Violation::new(
@@ -53,16 +68,30 @@ impl Api {
             return Err(Refused::invalid(violations));
         }
         if request.slots > 0 {
-            self.change_worker(&request.id, WorkerUpdate::Slots(request.slots)).await?;
+            let update = WorkerUpdate::Slots(request.slots);
+            let changed = self.change_worker(who, Action::WorkerUpdate, &request.id, update).await?;
+            if request.set_labels.is_empty() && request.remove_labels.is_empty() {
+                return Ok(changed);
+            }
         }
         let set = request.set_labels.into_iter().collect();
-        self.change_worker(&request.id, WorkerUpdate::Labels { set, remove: request.remove_labels }).await
+        let update = WorkerUpdate::Labels { set, remove: request.remove_labels };
+        self.change_worker(who, Action::WorkerUpdate, &request.id, update).await
     }
 
-    async fn remove(&self, text: &str) -> Result<(), Refused> {
-        let worker = self.worker_id(text).await?;
-        self.revocations.revoke(self.driver.store().as_ref(), worker).await.map_err(|error| store_failed(&error))?;
-        self.driver.send(Event::WorkerRemoved { worker }).await.map_err(stopped)
+    async fn remove(&self, who: &Who, text: &str) -> Result<(), Refused> {
+        let removed = async {
+            let worker = self.worker_id(text).await?;
+            let name = self.show_worker(worker).await?.name;
+            self.revocations
+                .revoke(self.driver.store().as_ref(), worker)
+                .await
+                .map_err(|error| store_failed(&error))?;
+            self.driver.send(Event::WorkerRemoved { worker }).await.map_err(stopped)?;
+            Ok((worker, name))
+        };
+        let tell = |(worker, name): &(WorkerId, String)| (Object::Worker(*worker), format!("it was `{name}`"));
+        self.audited(who, Action::WorkerRemove, text, removed.await, tell).await.map(drop)
     }
 
     async fn info(&self) -> Result<v1::FarmInfo, Refused> {
@@ -101,6 +130,19 @@ fn changes(api: Api, all: Vec<v1::Worker>, watch: WorkerWatch) -> impl Stream<It
     futures_util::stream::iter(all.into_iter().map(Ok)).chain(later.try_flatten())
 }
 
+/// What an operator changed, for the audit trail.
+fn describe(update: &WorkerUpdate) -> String {
+    match update {
+        WorkerUpdate::Labels { set, remove } => {
+            let set = set.iter().map(|(key, value)| format!("{key}={value}"));
+            set.chain(remove.iter().map(|key| format!("{key}-"))).collect::<Vec<_>>().join(" ")
+        }
+        WorkerUpdate::Slots(slots) => format!("slots={slots}"),
+        WorkerUpdate::Cordon { reason } | WorkerUpdate::Drain { reason } => reason.clone(),
+        WorkerUpdate::Uncordon => String::new(),
+    }
+}
+
 fn reason(text: String, default: &str) -> String {
     match text.trim() {
         "" => default.to_owned(),
@@ -134,30 +176,35 @@ impl FarmService for Api {
     }
 
     async fn update_worker(&self, request: Request<v1::UpdateWorkerRequest>) -> Result<Response<v1::Worker>, Status> {
-        Ok(Response::new(self.update(request.into_inner()).await?))
+        let who = Who::of(&request);
+        Ok(Response::new(self.update(&who, request.into_inner()).await?))
     }
 
     async fn cordon(&self, request: Request<v1::CordonRequest>) -> Result<Response<v1::Worker>, Status> {
+        let who = Who::of(&request);
         let request = request.into_inner();
-        let update = if request.cordoned {
-            WorkerUpdate::Cordon { reason: reason(request.reason, "cordoned by an administrator") }
+        let (action, update) = if request.cordoned {
+            let reason = reason(request.reason, "cordoned by an administrator");
+            (Action::WorkerCordon, WorkerUpdate::Cordon { reason })
         } else {
-            WorkerUpdate::Uncordon
+            (Action::WorkerUncordon, WorkerUpdate::Uncordon)
         };
-        Ok(Response::new(self.change_worker(&request.id, update).await?))
+        Ok(Response::new(self.change_worker(&who, action, &request.id, update).await?))
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::Worker>, Status> {
+        let who = Who::of(&request);
         let request = request.into_inner();
         let update = WorkerUpdate::Drain { reason: reason(request.reason, "drained by an administrator") };
-        Ok(Response::new(self.change_worker(&request.id, update).await?))
+        Ok(Response::new(self.change_worker(&who, Action::WorkerDrain, &request.id, update).await?))
     }
 
     async fn remove_worker(
         &self,
         request: Request<v1::RemoveWorkerRequest>,
     ) -> Result<Response<v1::RemoveWorkerResponse>, Status> {
-        self.remove(&request.into_inner().id).await?;
+        let who = Who::of(&request);
+        self.remove(&who, &request.into_inner().id).await?;
         Ok(Response::new(v1::RemoveWorkerResponse {}))
     }
 
@@ -165,14 +212,32 @@ impl FarmService for Api {
         &self,
         request: Request<v1::CreateJoinTokenRequest>,
     ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
-        Ok(Response::new(self.make_join_token(request.into_inner()).await?))
+        let who = Who::of(&request);
+        Ok(Response::new(self.make_join_token(&who, request.into_inner()).await?))
+    }
+
+    async fn list_join_tokens(
+        &self,
+        _request: Request<v1::ListJoinTokensRequest>,
+    ) -> Result<Response<v1::ListJoinTokensResponse>, Status> {
+        Ok(Response::new(self.list_join().await?))
+    }
+
+    async fn revoke_join_token(
+        &self,
+        request: Request<v1::RevokeJoinTokenRequest>,
+    ) -> Result<Response<v1::RevokeJoinTokenResponse>, Status> {
+        let who = Who::of(&request);
+        self.revoke_join(&who, &request.into_inner().id).await?;
+        Ok(Response::new(v1::RevokeJoinTokenResponse {}))
     }
 
     async fn create_api_token(
         &self,
         request: Request<v1::CreateApiTokenRequest>,
     ) -> Result<Response<v1::CreateApiTokenResponse>, Status> {
-        Ok(Response::new(self.make_api_token(request.into_inner()).await?))
+        let who = Who::of(&request);
+        Ok(Response::new(self.make_api_token(&who, request.into_inner()).await?))
     }
 
     async fn list_api_tokens(
@@ -186,8 +251,16 @@ impl FarmService for Api {
         &self,
         request: Request<v1::RevokeApiTokenRequest>,
     ) -> Result<Response<v1::RevokeApiTokenResponse>, Status> {
-        self.revoke_token(&request.into_inner().id).await?;
+        let who = Who::of(&request);
+        self.revoke_token(&who, &request.into_inner().id).await?;
         Ok(Response::new(v1::RevokeApiTokenResponse {}))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        Ok(Response::new(self.list_audit_entries(request.into_inner()).await?))
     }
 
     async fn get_info(&self, _request: Request<v1::GetInfoRequest>) -> Result<Response<v1::FarmInfo>, Status> {

@@ -3,6 +3,7 @@
 //! [`Api`] is what all services share. Every failure becomes a [`Refused`] and from there the one status it has
 //! (`kiln_proto::status`).
 
+mod audit;
 mod builds;
 mod farm;
 mod images;
@@ -21,6 +22,7 @@ use tracing::error;
 
 use crate::{
     access::ApiTokens,
+    audit::Trail,
     contexts::Contexts,
     driver,
     driver::{Stopped, WatchError},
@@ -43,6 +45,7 @@ pub struct Api {
     pub api_tokens: Arc<ApiTokens>,
     pub revocations: Arc<Revocations>,
     pub agents: Arc<AgentRelay>,
+    pub trail: Trail,
     /// Where the dashboard is, for [`kiln_proto::v1::FarmInfo`].
     pub dashboard_url: Arc<str>,
 }

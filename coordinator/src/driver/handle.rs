@@ -8,7 +8,10 @@ use kiln_scheduler::{Event, Scheduler, effect::Refusal};
 use tokio::sync::{mpsc, mpsc::error::TrySendError, oneshot};
 use tracing::error;
 
-use super::hub::{self, WatchEnd};
+use super::{
+    hub::{self, WatchEnd},
+    speakers::SessionId,
+};
 use crate::{
     credentials::BuildSecrets,
     secrets::SecretStore,
@@ -23,6 +26,11 @@ pub(super) enum Command {
     Event {
         event: Box<Event>,
         done: Option<oneshot::Sender<()>>,
+    },
+    /// What a worker says in one of its sessions.
+    Heard {
+        session: SessionId,
+        event: Box<Event>,
     },
     /// Events in order; the last one is answered by `Accepted` or `Refused`.
     Request {
@@ -166,6 +174,14 @@ impl Handle {
     /// [`Stopped`].
     pub async fn post(&self, event: Event) -> Result<(), Stopped> {
         self.queue.send(Command::Event { event: Box::new(event), done: None }).await.map_err(|_| Stopped)
+    }
+
+    /// Hands in what a worker says in its session; resolves once it has its place in the queue.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn hear(&self, session: SessionId, event: Event) -> Result<(), Stopped> {
+        self.queue.send(Command::Heard { session, event: Box::new(event) }).await.map_err(|_| Stopped)
     }
 
     /// What the committed state says, and the moment of its last turn.

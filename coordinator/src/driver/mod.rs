@@ -14,6 +14,7 @@ mod outbox;
 pub mod publisher;
 mod publishing;
 mod recovery;
+mod speakers;
 mod turn;
 
 pub use handle::{BuildWatch, Handle, Stopped, Submission, SubmitError, Submitted, WatchError, WorkerWatch};
@@ -21,6 +22,7 @@ pub use hub::WatchEnd;
 pub use ledger::{Ledger, LiveAttempt};
 pub use outbox::{Order, Outbox};
 pub use publisher::{PublishOutcome, Publisher};
+pub use speakers::SessionId;
 pub use turn::{Driver, Parts, Queue, StopCause};
 
 /// A build with its tasks, as committed.

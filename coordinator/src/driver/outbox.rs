@@ -1,7 +1,9 @@
 //! What the driver sends to workers. `sessions` carries it; tests collect it.
 
-use kiln_common::{AttemptId, WorkerId};
+use kiln_common::AttemptId;
 use kiln_scheduler::effect::Dispatch;
+
+use super::SessionId;
 
 /// One thing that a worker is to know or do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +22,8 @@ pub enum Order {
     Close { reason: String },
 }
 
-/// Takes orders for workers and never waits: an order for a worker without a session is dropped, for the scheduler hears
-/// of that worker's absence anyway.
+/// Takes orders for sessions and never waits: an order for one that is over is dropped, for the scheduler hears of the
+/// worker's absence anyway.
 pub trait Outbox: Send + Sync + 'static {
-    fn send(&self, worker: WorkerId, order: Order);
+    fn send(&self, session: SessionId, order: Order);
 }

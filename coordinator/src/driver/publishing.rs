@@ -5,7 +5,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use kiln_common::BuildId;
-use kiln_scheduler::{Event, effect::PublishJob};
+use kiln_scheduler::{Event, effect::PublishJob, record::Published};
 use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -14,7 +14,10 @@ use super::{
     handle::Handle,
     publisher::{PublishOutcome, Publisher},
 };
-use crate::secrets::SecretStore;
+use crate::{
+    audit::{Action, Object, Trail, Who},
+    secrets::SecretStore,
+};
 
 /// Publishes at once; the others wait.
 const CONCURRENT: usize = 64;
@@ -23,6 +26,7 @@ pub(super) struct Publishing {
     publisher: Arc<dyn Publisher>,
     secrets: SecretStore,
     driver: Handle,
+    trail: Trail,
     permits: Arc<Semaphore>,
     running: HashMap<BuildId, Running>,
 }
@@ -34,8 +38,15 @@ struct Running {
 }
 
 impl Publishing {
-    pub(super) fn new(publisher: Arc<dyn Publisher>, secrets: SecretStore, driver: Handle) -> Self {
-        Self { publisher, secrets, driver, permits: Arc::new(Semaphore::new(CONCURRENT)), running: HashMap::new() }
+    pub(super) fn new(publisher: Arc<dyn Publisher>, secrets: SecretStore, driver: Handle, trail: Trail) -> Self {
+        Self {
+            publisher,
+            secrets,
+            driver,
+            trail,
+            permits: Arc::new(Semaphore::new(CONCURRENT)),
+            running: HashMap::new(),
+        }
     }
 
     pub(super) fn start(&mut self, job: PublishJob) {
@@ -49,6 +60,7 @@ impl Publishing {
             publisher: Arc::clone(&self.publisher),
             secrets: self.secrets.clone(),
             driver: self.driver.clone(),
+            trail: self.trail.clone(),
             permits: Arc::clone(&self.permits),
             abandoned: abandoned.clone(),
         };
@@ -79,6 +91,7 @@ struct One {
     publisher: Arc<dyn Publisher>,
     secrets: SecretStore,
     driver: Handle,
+    trail: Trail,
     permits: Arc<Semaphore>,
     abandoned: CancellationToken,
 }
@@ -91,6 +104,7 @@ impl One {
         }
         let (build, publish) = (job.build, job.publish);
         let outcome = self.publish(job).await;
+        self.write_down(build, &outcome).await;
         let event = match outcome {
             PublishOutcome::Succeeded(published) => {
                 info!(%build, publish, digest = %published.digest, "published");
@@ -103,6 +117,20 @@ impl One {
         };
         // A driver that stopped recovers the build as publishing and starts again.
         let _ = self.driver.post(event).await;
+    }
+
+    /// A move that cannot be written down stands nevertheless: the log says so, and the store's failure stops the driver.
+    async fn write_down(&self, build: BuildId, outcome: &PublishOutcome) {
+        let published = match outcome {
+            PublishOutcome::Succeeded(published) => Some(published),
+            PublishOutcome::Failed { published, .. } => published.as_ref(),
+        };
+        let Some(Published { digest, tags, .. }) = published else { return };
+        for tag in tags {
+            let detail = format!("to {digest} for build {build}");
+            // The trail has logged why.
+            drop(self.trail.record(Who::farm().did(Action::TagMove, Object::Tag(tag.clone()), detail)).await);
+        }
     }
 
     async fn publish(&self, job: PublishJob) -> PublishOutcome {

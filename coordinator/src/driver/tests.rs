@@ -17,9 +17,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Driver, Handle, Ledger, Order, Outbox, Parts, PublishOutcome, Publisher, StopCause, Submission, SubmitError,
+    Driver, Handle, Ledger, Order, Outbox, Parts, PublishOutcome, Publisher, SessionId, StopCause, Submission,
+    SubmitError,
 };
 use crate::{
+    audit::Trail,
     credentials::{BuildSecrets, RegistryCredential},
     seal::Sealer,
     secrets::SecretStore,
@@ -60,11 +62,11 @@ impl Store for Breakable {
 }
 
 #[derive(Default)]
-struct Sent(Mutex<Vec<Order>>);
+struct Sent(Mutex<Vec<(SessionId, Order)>>);
 
 impl Outbox for Sent {
-    fn send(&self, _: WorkerId, order: Order) {
-        self.0.lock().expect("sound").push(order);
+    fn send(&self, session: SessionId, order: Order) {
+        self.0.lock().expect("sound").push((session, order));
     }
 }
 
@@ -95,6 +97,7 @@ impl Bench {
         let sealer = Sealer::open_key(&directory.path().join("seal.key")).expect("a key");
         let secrets = SecretStore::new(Arc::clone(&store) as _, Arc::new(sealer));
         let (handle, queue) = Driver::queue(Arc::clone(&store) as _, secrets.clone());
+        let (trail, _) = Trail::open(Arc::clone(&store) as _).await.expect("an empty store");
         let parts = Parts {
             scheduler: Scheduler::new(kiln_scheduler::Config::default(), 1),
             store: Arc::clone(&store) as _,
@@ -102,6 +105,7 @@ impl Bench {
             outbox: Arc::clone(&sent) as _,
             publisher: Arc::new(Never),
             ledger: Arc::new(Ledger::default()),
+            trail,
         };
         let driver = Driver::restore(parts, handle.clone(), queue).await.expect("an empty store");
         let run = tokio::spawn(driver.run(CancellationToken::new()));
@@ -109,8 +113,12 @@ impl Bench {
         let bench = Self { store, sent, handle, run, worker, _directory: directory };
         bench.handle.send(Event::WorkerEnrolled { worker: record(worker) }).await.expect("enrolled");
         let connected = Event::WorkerConnected { worker, facts: Box::new(facts()), attempts: Vec::new() };
-        bench.handle.send(connected).await.expect("connected");
+        bench.handle.hear(bench.session(1), connected).await.expect("connected");
         bench
+    }
+
+    fn session(&self, number: u64) -> SessionId {
+        SessionId { worker: self.worker, number }
     }
 
     async fn submit(&self) -> Result<BuildId, SubmitError> {
@@ -234,4 +242,23 @@ async fn the_same_request_id_gives_the_same_build_also_at_once() {
     assert_eq!(a.build, b.build);
     assert!(a.existed != b.existed);
     assert!(submit().await.expect("accepted").existed);
+}
+
+#[tokio::test]
+async fn the_answer_to_a_session_that_was_replaced_reaches_no_other() {
+    let bench = Bench::new().await;
+    let connected = || Event::WorkerConnected { worker: bench.worker, facts: Box::new(facts()), attempts: Vec::new() };
+    // Both are in the queue before either is handled, and the first one says something after the second one began.
+    bench.handle.hear(bench.session(2), connected()).await.expect("queued");
+    bench.handle.hear(bench.session(3), connected()).await.expect("queued");
+    bench.handle.hear(bench.session(2), connected()).await.expect("queued");
+    bench.handle.hear(bench.session(2), Event::WorkerDisconnected { worker: bench.worker }).await.expect("queued");
+    let build = bench.submit().await.expect("accepted");
+    let sent = bench.sent.0.lock().expect("sound").clone();
+    let adopted = sent.iter().filter(|(_, order)| matches!(order, Order::Adopted { .. })).map(|(to, _)| to.number);
+    assert_eq!(adopted.collect::<Vec<_>>(), [1, 2, 3], "each is answered once");
+    let assigned: Vec<_> = sent.iter().filter(|(_, order)| matches!(order, Order::Assign(_))).collect();
+    assert!(
+        matches!(assigned[..], [(SessionId { number: 3, .. }, Order::Assign(dispatch))] if dispatch.build == build)
+    );
 }

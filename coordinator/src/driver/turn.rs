@@ -1,6 +1,6 @@
 //! One turn after the other: events in, one transaction, effects out.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use kiln_common::{BuildId, Timestamp, WorkerId, limits};
 use kiln_scheduler::{Effect, Event, Scheduler, effect::Refusal};
@@ -16,8 +16,10 @@ use super::{
     publisher::Publisher,
     publishing::Publishing,
     recovery,
+    speakers::{SessionId, Speakers},
 };
 use crate::{
+    audit::Trail,
     secrets::SecretStore,
     store::{Store, StoreError, Txn, keys, records},
 };
@@ -30,6 +32,7 @@ pub struct Parts {
     pub outbox: Arc<dyn Outbox>,
     pub publisher: Arc<dyn Publisher>,
     pub ledger: Arc<Ledger>,
+    pub trail: Trail,
 }
 
 /// Why the loop ended other than when told to.
@@ -48,6 +51,7 @@ pub struct Driver {
     ledger: Arc<Ledger>,
     publishing: Publishing,
     hub: Hub,
+    speakers: Speakers,
     queue: mpsc::Receiver<Command>,
     /// The latest moment handed to the scheduler.
     now: Timestamp,
@@ -59,12 +63,13 @@ type Answer = (oneshot::Sender<Result<BuildId, Refusal>>, Result<BuildId, Refusa
 #[derive(Default)]
 struct Turn {
     txn: Txn,
-    effects: Vec<Effect>,
+    /// Each with the session that its worker had when it was decided: what was meant for one never reaches a later one.
+    effects: Vec<(Effect, Option<SessionId>)>,
     answers: Vec<Answer>,
     done: Vec<oneshot::Sender<()>>,
     /// What is to be done on the committed state.
     after: Vec<Command>,
-    touched: Vec<WorkerId>,
+    touched: HashSet<WorkerId>,
 }
 
 impl Driver {
@@ -83,17 +88,18 @@ impl Driver {
         let event = recovery::restore(&*parts.store, &parts.ledger).await.map_err(StopCause::Restore)?;
         let mut driver = Self {
             scheduler: parts.scheduler,
-            publishing: Publishing::new(parts.publisher, parts.secrets, handle),
+            publishing: Publishing::new(parts.publisher, parts.secrets, handle, parts.trail),
             store: parts.store,
             outbox: parts.outbox,
             ledger: parts.ledger,
             hub: Hub::default(),
+            speakers: Speakers::default(),
             queue: queue.0,
             now: Timestamp::default(),
         };
         let mut turn = Turn::default();
         driver.read_clock();
-        driver.scheduler.handle_into(event, driver.now, &mut turn.effects);
+        driver.handle(event, &mut turn);
         driver.finish(turn).await.map_err(StopCause::Commit)?;
         Ok(driver)
     }
@@ -130,9 +136,23 @@ impl Driver {
             next = if taken < limits::DRIVER_BATCH { self.queue.try_recv().ok() } else { None };
         }
         if self.scheduler.poll_deadline().is_some_and(|deadline| deadline <= self.now) {
-            self.scheduler.handle_deadline_into(self.now, &mut turn.effects);
+            let effects = self.scheduler.handle_deadline(self.now);
+            self.collect(effects, &mut turn);
         }
         self.finish(turn).await
+    }
+
+    fn handle(&mut self, event: Event, turn: &mut Turn) {
+        let effects = self.scheduler.handle(event, self.now);
+        self.collect(effects, turn);
+    }
+
+    fn collect(&self, effects: Vec<Effect>, turn: &mut Turn) {
+        let session = |effect: &Effect| addressee(effect).and_then(|worker| self.speakers.current(worker));
+        turn.effects.extend(effects.into_iter().map(|effect| {
+            let session = session(&effect);
+            (effect, session)
+        }));
     }
 
     fn read_clock(&mut self) {
@@ -144,7 +164,13 @@ impl Driver {
             Command::Event { event, done } => {
                 turn.touched.extend(worker_of(&event));
                 turn.done.extend(done);
-                self.scheduler.handle_into(*event, self.now, &mut turn.effects);
+                self.handle(*event, turn);
+            }
+            Command::Heard { session, event } => {
+                turn.touched.insert(session.worker);
+                for event in self.speakers.hear(session, *event) {
+                    self.handle(event, turn);
+                }
             }
             Command::Request { events, sealed, answer } => self.take_request(events, sealed, answer, turn),
             after @ (Command::Query(_) | Command::WatchBuild { .. } | Command::WatchWorkers { .. }) => {
@@ -163,9 +189,9 @@ impl Driver {
         let own = events.last().and_then(build_of);
         let start = turn.effects.len();
         for event in events {
-            self.scheduler.handle_into(event, self.now, &mut turn.effects);
+            self.handle(event, turn);
         }
-        let outcome = turn.effects[start..].iter().find_map(outcome_of);
+        let outcome = turn.effects[start..].iter().find_map(|(effect, _)| outcome_of(effect));
         if let (Some(Ok(build)), Some(sealed)) = (&outcome, sealed)
             && own == Some(*build)
         {
@@ -185,8 +211,8 @@ impl Driver {
             let revision = self.store.commit(std::mem::take(&mut turn.txn)).await?;
             debug!(revision, writes, "turn committed");
         }
-        for effect in std::mem::take(&mut turn.effects) {
-            self.act(effect);
+        for (effect, session) in std::mem::take(&mut turn.effects) {
+            self.act(effect, session);
         }
         for (answer, outcome) in turn.answers {
             // A caller that went away asks again with its request id.
@@ -204,15 +230,18 @@ impl Driver {
         Ok(())
     }
 
-    /// Acts on an effect whose turn is committed.
-    fn act(&mut self, effect: Effect) {
+    /// Acts on an effect whose turn is committed; `session` is the one to tell of it.
+    fn act(&mut self, effect: Effect, session: Option<SessionId>) {
         match effect {
             Effect::PutBuild(build) => self.hub.build_changed(&build),
             Effect::PutTask(task) => {
                 self.ledger.committed(&task);
                 self.hub.task_changed(&task);
             }
-            Effect::PutWorker(worker) => self.send(worker.id, Order::Settings { slots: worker.slots.unwrap_or(0) }),
+            Effect::PutWorker(worker) => {
+                self.hub.worker_changed(worker.id);
+                self.send(session, Order::Settings { slots: worker.slots.unwrap_or(0) });
+            }
             Effect::DeleteWorker(worker) => self.hub.worker_changed(worker),
             // Answered with the turn's other requests.
             Effect::Accepted { .. } | Effect::Refused { .. } => {}
@@ -223,21 +252,30 @@ impl Driver {
                     grade = %dispatch.grade, "task assigned"
                 );
                 self.ledger.dispatched(&dispatch);
-                self.send(worker, Order::Assign(dispatch));
+                self.hub.worker_changed(worker);
+                self.send(session, Order::Assign(dispatch));
             }
-            Effect::CancelAttempt { worker, attempt, reason } => self.send(worker, Order::Cancel { attempt, reason }),
-            Effect::AcknowledgeReport { worker, attempt } => self.send(worker, Order::Acknowledge { attempt }),
-            Effect::Adopted { worker, attempts } => self.send(worker, Order::Adopted { attempts }),
-            Effect::CloseSession { worker, reason } => self.send(worker, Order::Close { reason }),
+            Effect::CancelAttempt { worker, attempt, reason } => {
+                self.hub.worker_changed(worker);
+                self.send(session, Order::Cancel { attempt, reason });
+            }
+            Effect::AcknowledgeReport { worker: _, attempt } => self.send(session, Order::Acknowledge { attempt }),
+            Effect::Adopted { worker: _, attempts } => self.send(session, Order::Adopted { attempts }),
+            Effect::CloseSession { worker, reason } => {
+                self.hub.worker_changed(worker);
+                self.send(session, Order::Close { reason });
+            }
             Effect::Publish(job) => self.publishing.start(*job),
             Effect::AbandonPublish { build } => self.publishing.abandon(build),
             Effect::Finished { build } => info!(%build, "build finished"),
         }
     }
 
-    fn send(&mut self, worker: WorkerId, order: Order) {
-        self.hub.worker_changed(worker);
-        self.outbox.send(worker, order);
+    /// A worker without a session hears of what it missed when it returns.
+    fn send(&self, session: Option<SessionId>, order: Order) {
+        if let Some(session) = session {
+            self.outbox.send(session, order);
+        }
     }
 
     /// Serves what reads the committed state.
@@ -246,7 +284,7 @@ impl Driver {
             Command::Query(ask) => ask(&self.scheduler, self.now),
             Command::WatchBuild { build, answer } => drop(answer.send(self.watch(build).await)),
             Command::WatchWorkers { answer } => drop(answer.send(self.hub.watch_workers())),
-            Command::Event { .. } | Command::Request { .. } => {}
+            Command::Event { .. } | Command::Heard { .. } | Command::Request { .. } => {}
         }
     }
 
@@ -263,8 +301,8 @@ impl Driver {
 pub struct Queue(mpsc::Receiver<Command>);
 
 /// Puts the effects' records, indexes and deletions into the transaction.
-fn stage(txn: &mut Txn, effects: &[Effect]) -> Result<(), StoreError> {
-    for effect in effects {
+fn stage(txn: &mut Txn, effects: &[(Effect, Option<SessionId>)]) -> Result<(), StoreError> {
+    for (effect, _) in effects {
         match effect {
             Effect::PutBuild(build) => records::put_build(txn, build)?,
             Effect::PutTask(task) => records::put_task(txn, task)?,
@@ -283,6 +321,26 @@ fn stage(txn: &mut Txn, effects: &[Effect]) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// The worker that an order is for.
+const fn addressee(effect: &Effect) -> Option<WorkerId> {
+    match effect {
+        Effect::PutWorker(worker) => Some(worker.id),
+        Effect::Dispatch(dispatch) => Some(dispatch.worker),
+        Effect::CancelAttempt { worker, .. }
+        | Effect::AcknowledgeReport { worker, .. }
+        | Effect::Adopted { worker, .. }
+        | Effect::CloseSession { worker, .. } => Some(*worker),
+        Effect::PutBuild(_)
+        | Effect::PutTask(_)
+        | Effect::DeleteWorker(_)
+        | Effect::Accepted { .. }
+        | Effect::Refused { .. }
+        | Effect::Publish(_)
+        | Effect::AbandonPublish { .. }
+        | Effect::Finished { .. } => None,
+    }
 }
 
 fn outcome_of(effect: &Effect) -> Option<Result<BuildId, Refusal>> {

@@ -47,6 +47,10 @@ impl LogFile {
         self.entries
     }
 
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Appends and syncs; on an error the file ends where it did before.
     pub(super) fn append(&mut self, entries: &[ProgressEntry]) -> io::Result<()> {
         let mut buffer = Vec::new();

@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use kiln_common::AttemptId;
+use kiln_common::{AttemptId, limits};
 use kiln_proto::v1::ProgressEntry;
 use tokio::sync::watch;
 
@@ -27,6 +27,8 @@ const OPEN_FILES: usize = 512;
 pub enum LogError {
     #[error("the log of attempt {attempt} ends at entry {next}, so entry {got} would leave a gap; send from {next} on")]
     Gap { attempt: AttemptId, next: u64, got: u64 },
+    #[error("the log of attempt {attempt} has {} bytes, the most it may have", 2 * limits::LOG_BYTES_PER_ATTEMPT)]
+    Full { attempt: AttemptId },
     #[error("the log of attempt {attempt}: {source}; check the disk under the data directory")]
     Io { attempt: AttemptId, source: io::Error },
     #[error("{}: {source}", .path.display())]
@@ -68,7 +70,8 @@ impl Logs {
     /// all before it are durable.
     ///
     /// # Errors
-    /// [`LogError::Gap`] when entries before `first` are missing, [`LogError::Io`] when the disk refuses.
+    /// [`LogError::Gap`] when entries before `first` are missing, [`LogError::Full`] when there is too much of it already,
+    /// [`LogError::Io`] when the disk refuses.
     pub async fn append(&self, attempt: AttemptId, first: u64, entries: Vec<ProgressEntry>) -> Result<u64, LogError> {
         self.with(attempt, move |log| {
             let mut file = lock(&log.file);
@@ -77,6 +80,10 @@ impl Logs {
                 return Err(LogError::Gap { attempt, next, got: first });
             }
             let known = usize::try_from(next - first).unwrap_or(usize::MAX);
+            // The worker cuts its log off itself, by the size of its texts; what one that does not may fill is bounded here.
+            if file.bytes() > 2 * limits::LOG_BYTES_PER_ATTEMPT {
+                return Err(LogError::Full { attempt });
+            }
             if known < entries.len() {
                 file.append(&entries[known..]).map_err(|source| LogError::Io { attempt, source })?;
                 log.next.send_replace(file.next_sequence());

@@ -14,7 +14,7 @@ use kiln_common::{Timestamp, WorkerId, runtime::files::FileError};
 use rustls_pki_types::CertificateDer;
 
 pub use authority::{Authority, Issued};
-pub use join::{JoinGrant, JoinRejected, JoinTokens};
+pub use join::{JoinGrant, JoinRejected, JoinTokenView, JoinTokens, NewJoinToken, TokenFault};
 pub use peer::{PeerError, Revocations, worker_of};
 pub use server::ServerCertificate;
 

@@ -149,15 +149,27 @@ async fn a_join_token_lets_in_as_many_as_it_says_and_no_longer_than_it_says() {
     let now = Timestamp::from_millis(1_000);
     let labels = BTreeMap::from([("zone".to_owned(), "attic".to_owned())]);
     let hour = std::time::Duration::from_secs(3600);
-    let (token, expires_at) = tokens.create(hour, 2, labels.clone(), now).await.expect("made");
+    let NewJoinToken { token, id, expires_at } = tokens.create(hour, 2, labels.clone(), now).await.expect("made");
     let text = token.to_string();
+    let fault = async |text: &str, now| match tokens.redeem(text, now).await {
+        Err(JoinRejected::NotValid { fault, .. }) => fault,
+        other => panic!("{other:?}"),
+    };
     assert_eq!(tokens.redeem(&text, now).await.expect("first use").labels, labels);
-    assert!(matches!(tokens.redeem(&text, expires_at).await, Err(JoinRejected::NotValid)));
-    tokens.redeem(&text, now).await.expect("second use");
-    assert!(matches!(tokens.redeem(&text, now).await, Err(JoinRejected::NotValid)));
-    assert!(matches!(tokens.redeem("kiln-join-x", now).await, Err(JoinRejected::NotValid)));
-    let forged = kiln_common::runtime::JoinToken { secret: [0; 32], ..token };
-    assert!(matches!(tokens.redeem(&forged.to_string(), now).await, Err(JoinRejected::NotValid)));
+    assert_eq!(fault(&text, expires_at).await, TokenFault::Expired);
+    assert_eq!(tokens.redeem(&text, now).await.expect("second use").id, id);
+    assert_eq!(fault(&text, now).await, TokenFault::UsedUp);
+    assert_eq!(fault("kiln-join-x", now).await, TokenFault::Malformed);
+    let forged = kiln_common::runtime::JoinToken { secret: [0; 32], ..token.clone() };
+    assert_eq!(fault(&forged.to_string(), now).await, TokenFault::Unknown);
+    let foreign = kiln_common::runtime::JoinToken { ca_fingerprint: [2; 32], ..token };
+    assert_eq!(fault(&foreign.to_string(), now).await, TokenFault::OtherFarm);
+    let other = tokens.create(hour, 5, labels, now).await.expect("made");
+    assert_eq!(tokens.revoke(&other.id[..6], now).await.expect("revoked"), other.id);
+    assert_eq!(fault(&other.token.to_string(), now).await, TokenFault::Revoked);
+    assert!(matches!(tokens.revoke("../x", now).await, Err(JoinRejected::NoSuchToken { .. })));
+    let listed = tokens.list(now).await.expect("listed");
+    assert_eq!(listed.iter().filter_map(|view| view.fault).count(), 2, "{listed:?}");
     let long = limits_exceeded(&tokens, now).await;
     assert!(matches!(long, Err(JoinRejected::TooLong)));
 }

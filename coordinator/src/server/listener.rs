@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use crate::audit::{Action, Actor, Object, Trail, Who};
+
 /// Finished handshakes that wait for the server to take them.
 const ACCEPT_QUEUE: usize = 64;
 
@@ -41,19 +43,25 @@ pub struct Connection {
 pub fn incoming(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    trail: Trail,
     stop: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(ACCEPT_QUEUE);
     tokio::spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = accept_all(listener, TlsAcceptor::from(tls), sender) => {}
+            () = accept_all(listener, TlsAcceptor::from(tls), sender, trail) => {}
         }
     });
     ReceiverStream::new(receiver)
 }
 
-async fn accept_all(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sender<io::Result<Connection>>) {
+async fn accept_all(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    sender: mpsc::Sender<io::Result<Connection>>,
+    trail: Trail,
+) {
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -68,14 +76,26 @@ async fn accept_all(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sende
             warn!(%peer, most = limits::CONNECTIONS, "refused a connection: the farm holds as many as it may");
             continue;
         };
-        let (tls, sender) = (tls.clone(), sender.clone());
+        let (tls, sender, trail) = (tls.clone(), sender.clone(), trail.clone());
         tokio::spawn(async move {
             match shake_hands(stream, &tls).await {
                 Ok(stream) => drop(sender.send(Ok(Connection { stream, _place: place })).await),
-                Err(error) => debug!(%peer, %error, "no TLS handshake"),
+                Err(error) => match certificate_problem(&error) {
+                    Some(problem) => {
+                        let who = Who { actor: Actor::Unknown, source: Some(peer.ip().to_canonical()) };
+                        trail.refuse(who.was_refused(Action::Connect, Object::Farm, problem));
+                    }
+                    None => debug!(%peer, %error, "no TLS handshake"),
+                },
             }
         });
     }
+}
+
+/// What is wrong with the client's certificate, where that is why the handshake failed.
+fn certificate_problem(error: &io::Error) -> Option<String> {
+    let rustls::Error::InvalidCertificate(problem) = error.get_ref()?.downcast_ref()? else { return None };
+    Some(format!("the client's certificate: {problem}"))
 }
 
 async fn shake_hands(stream: TcpStream, tls: &TlsAcceptor) -> io::Result<TlsStream<TcpStream>> {

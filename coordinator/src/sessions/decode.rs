@@ -74,12 +74,18 @@ fn percent(number: f64) -> Option<f64> {
     number.is_finite().then(|| number.clamp(0.0, 100.0))
 }
 
+/// The attempt that a report is on, and how it stands, or what is wrong with the rest of the report.
+///
 /// # Errors
-/// Says what is wrong with the report.
-pub(super) fn report(wire: v1::AttemptReport) -> Result<(AttemptId, AttemptOutcome), String> {
-    use v1::attempt_report::Outcome;
+/// Says why the report names no attempt.
+pub(super) fn report(wire: v1::AttemptReport) -> Result<(AttemptId, Result<AttemptOutcome, String>), String> {
     let attempt = wire.attempt_id.parse().map_err(|error| format!("{error}"))?;
-    let outcome = match wire.outcome.ok_or("the report has no outcome")? {
+    Ok((attempt, outcome(wire.outcome)))
+}
+
+fn outcome(wire: Option<v1::attempt_report::Outcome>) -> Result<AttemptOutcome, String> {
+    use v1::attempt_report::Outcome;
+    Ok(match wire.ok_or("the report has no outcome")? {
         Outcome::Started(_) => AttemptOutcome::Started,
         Outcome::Succeeded(succeeded) => AttemptOutcome::Succeeded { image: convert::image_from_wire(&succeeded)? },
         Outcome::Failed(failed) => {
@@ -93,8 +99,7 @@ pub(super) fn report(wire: v1::AttemptReport) -> Result<(AttemptId, AttemptOutco
             }
         }
         Outcome::Cancelled(_) => AttemptOutcome::Cancelled,
-    };
-    Ok((attempt, outcome))
+    })
 }
 
 fn short(text: String) -> String {
@@ -153,12 +158,15 @@ mod tests {
     }
 
     #[test]
-    fn a_report_without_outcome_or_with_a_false_digest_is_refused() {
-        let attempt_id = AttemptId::generate().to_string();
+    fn a_report_without_outcome_or_with_a_false_digest_still_says_which_attempt_it_is_on() {
+        let attempt = AttemptId::generate();
         let succeeded = v1::AttemptSucceeded { digest: "sha256:no".into(), ..Default::default() };
-        let outcome = Some(v1::attempt_report::Outcome::Succeeded(succeeded));
-        assert!(report(v1::AttemptReport { attempt_id: attempt_id.clone(), outcome: None }).is_err());
-        assert!(report(v1::AttemptReport { attempt_id, outcome }).is_err());
+        for outcome in [None, Some(v1::attempt_report::Outcome::Succeeded(succeeded))] {
+            let (named, outcome) =
+                report(v1::AttemptReport { attempt_id: attempt.to_string(), outcome }).expect("an attempt");
+            assert!(named == attempt && outcome.is_err());
+        }
+        assert!(report(v1::AttemptReport::default()).is_err());
     }
 
     #[test]

@@ -2,39 +2,65 @@
 //!
 //! Invariant: a certificate is handed out once the worker is durable; a token's use is taken only for a sound request.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use kiln_common::{Reason, Timestamp, WorkerId, limits};
 use kiln_proto::{convert, status::Refused, v1};
 use kiln_scheduler::{Event, WorkerRecord};
 use tokio::sync::Mutex;
-use tracing::{info, warn};
+use tracing::{error, info};
 
 use crate::{
+    audit::{Action, Actor, Object, Trail, Who},
     driver::Handle,
     pki::{Issued, JoinRejected, JoinTokens, Pki, PkiError},
 };
+
+/// A worker that was let in, by the join token with this public id.
+struct Joined {
+    id: WorkerId,
+    token: String,
+    response: v1::EnrollResponse,
+}
 
 pub(super) struct Enrolment {
     pki: Arc<Pki>,
     tokens: Arc<JoinTokens>,
     driver: Handle,
+    trail: Trail,
     /// One at a time, so that a name is given once.
     gate: Mutex<()>,
 }
 
 impl Enrolment {
-    pub(super) fn new(pki: Arc<Pki>, tokens: Arc<JoinTokens>, driver: Handle) -> Self {
-        Self { pki, tokens, driver, gate: Mutex::new(()) }
+    pub(super) fn new(pki: Arc<Pki>, tokens: Arc<JoinTokens>, driver: Handle, trail: Trail) -> Self {
+        Self { pki, tokens, driver, trail, gate: Mutex::new(()) }
     }
 
-    pub(super) async fn join(&self, request: v1::EnrollRequest) -> Result<v1::EnrollResponse, Refused> {
+    pub(super) async fn join(&self, who: &Who, request: v1::EnrollRequest) -> Result<v1::EnrollResponse, Refused> {
+        match self.admit(request).await {
+            Ok(Joined { id, token, response }) => {
+                let who = Who { actor: Actor::Worker { id }, source: who.source };
+                let detail = format!("joined as `{}` with the join token {token}", response.name);
+                self.trail.record(who.did(Action::WorkerJoin, Object::Worker(id), detail)).await?;
+                Ok(response)
+            }
+            Err((refused, object)) => {
+                self.trail.refuse(who.was_refused(Action::WorkerJoin, object, refused.message.as_str()));
+                Err(refused)
+            }
+        }
+    }
+
+    /// Lets a worker in; a refusal comes with what was refused.
+    async fn admit(&self, request: v1::EnrollRequest) -> Result<Joined, (Refused, Object)> {
         let _one_at_a_time = self.gate.lock().await;
         let now = Timestamp::now();
         let id = WorkerId::generate();
-        let issued = self.pki.issue_worker(id, &request.csr_der, now).map_err(refused_request)?;
+        let on_farm = |refused| (refused, Object::Farm);
+        let issued = self.pki.issue_worker(id, &request.csr_der, now).map_err(refused_request).map_err(on_farm)?;
         let grant = self.tokens.redeem(&request.join_token, now).await.map_err(refused_token)?;
-        let name = self.unique_name(&request.name).await?;
+        let name = self.unique_name(&request.name).await.map_err(on_farm)?;
         let worker = WorkerRecord {
             id,
             name: name.clone(),
@@ -45,16 +71,30 @@ impl Enrolment {
             cordon: None,
             quarantine: None,
         };
-        self.driver.send(Event::WorkerEnrolled { worker }).await.map_err(stopped)?;
+        let sent = self.driver.send(Event::WorkerEnrolled { worker }).await;
+        sent.map_err(stopped).map_err(on_farm)?;
         info!(worker = %id, name, "worker joined");
-        Ok(self.response(id, name, issued))
+        Ok(Joined { id, token: grant.id, response: self.response(id, name, issued) })
     }
 
     pub(super) async fn renew(
         &self,
         worker: WorkerId,
+        who: &Who,
         request: v1::EnrollRequest,
     ) -> Result<v1::EnrollResponse, Refused> {
+        let renewed = self.issue_again(worker, request).await;
+        let object = Object::Worker(worker);
+        match &renewed {
+            Ok(_) => self.trail.record(who.did(Action::WorkerRenew, object, "")).await?,
+            Err(refused) => {
+                self.trail.refuse(who.was_refused(Action::WorkerRenew, object, refused.message.as_str()));
+            }
+        }
+        renewed
+    }
+
+    async fn issue_again(&self, worker: WorkerId, request: v1::EnrollRequest) -> Result<v1::EnrollResponse, Refused> {
         let known =
             self.driver.query(move |scheduler, _| scheduler.worker(worker).map(|view| view.record.name.clone()));
         let name = known.await.map_err(stopped)?.ok_or_else(|| {
@@ -79,14 +119,12 @@ impl Enrolment {
     async fn unique_name(&self, wish: &str) -> Result<String, Refused> {
         let base = sound_name(wish);
         let taken = self.driver.query(move |scheduler, _| {
-            let taken = |name: &str| scheduler.workers().any(|view| view.record.name == name);
-            let mut name = base.clone();
-            let mut number = 1;
-            while taken(&name) {
-                number += 1;
-                name = format!("{base}-{number}");
-            }
-            (name, scheduler.workers().count())
+            let alike = |name: &&str| name.starts_with(&base);
+            let taken: HashSet<&str> =
+                scheduler.workers().map(|view| view.record.name.as_str()).filter(alike).collect();
+            let numbered = (2..).map(|number: u64| format!("{base}-{number}"));
+            let name = std::iter::once(base.clone()).chain(numbered).find(|name| !taken.contains(name.as_str()));
+            (name.unwrap_or_default(), scheduler.workers().count())
         });
         let (name, count) = taken.await.map_err(stopped)?;
         if count >= limits::WORKERS {
@@ -110,24 +148,33 @@ pub(super) fn stopped(error: crate::driver::Stopped) -> Refused {
 }
 
 fn refused_request(error: PkiError) -> Refused {
-    warn!(%error, "certificate request refused");
     match error {
         PkiError::Request { .. } => Refused::new(Reason::InvalidArgument, error.to_string()),
         PkiError::File(_)
         | PkiError::HalfAuthority { .. }
         | PkiError::Authority { .. }
         | PkiError::Host { .. }
-        | PkiError::Issue { .. } => Refused::new(Reason::Internal, "the farm cannot make a certificate; see its log"),
+        | PkiError::Issue { .. } => {
+            error!(%error, "a certificate cannot be made");
+            Refused::new(Reason::Internal, "the farm cannot make a certificate; see its log")
+        }
     }
 }
 
-fn refused_token(error: JoinRejected) -> Refused {
-    warn!(%error, "join token refused");
+fn refused_token(error: JoinRejected) -> (Refused, Object) {
+    let message = error.to_string();
     match error {
-        JoinRejected::NotValid | JoinRejected::TooLong | JoinRejected::TooMany => {
-            Refused::new(Reason::JoinTokenRejected, error.to_string())
+        JoinRejected::NotValid { id, .. } => {
+            (Refused::new(Reason::JoinTokenRejected, message), id.map_or(Object::Farm, Object::JoinToken))
         }
-        JoinRejected::Store(_) => Refused::new(Reason::Unavailable, "the farm's store does not answer; try again"),
+        JoinRejected::NoSuchToken { .. }
+        | JoinRejected::Ambiguous { .. }
+        | JoinRejected::TooLong
+        | JoinRejected::TooMany => (Refused::new(Reason::JoinTokenRejected, message), Object::Farm),
+        JoinRejected::Store(error) => {
+            error!(%error, "the store failed a join");
+            (Refused::new(Reason::Unavailable, "the farm's store does not answer; try again"), Object::Farm)
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod agents;
 mod decode;
 mod enrol;
 mod logs;
+mod owner;
 mod pace;
 mod registry;
 pub mod service;

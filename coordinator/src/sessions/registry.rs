@@ -12,14 +12,11 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::driver::{Order, Outbox};
+use crate::driver::{Order, Outbox, SessionId};
 
 #[derive(Debug, Default)]
 pub struct Sessions {
     open: Mutex<Open>,
-    /// Held while a session enters or leaves and tells the driver so: the driver hears of both in the order in which
-    /// they happened.
-    pub(super) doorway: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -58,8 +55,7 @@ impl End {
 
 /// A session's place in the registry.
 pub(super) struct Place {
-    pub(super) worker: WorkerId,
-    number: u64,
+    pub(super) session: SessionId,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) end: Arc<End>,
     /// An earlier session of the worker was still here.
@@ -79,17 +75,15 @@ impl Sessions {
         if let Some(earlier) = &earlier {
             earlier.end.with("the worker opened another session");
         }
-        Place { worker, number, orders: receiver, end, replaced: earlier.is_some() }
+        Place { session: SessionId { worker, number }, orders: receiver, end, replaced: earlier.is_some() }
     }
 
-    /// Whether the session was still the worker's current one.
-    pub(super) fn leave(&self, place: &Place) -> bool {
+    /// Forgets the session, unless a later one has taken its place.
+    pub(super) fn leave(&self, session: SessionId) {
         let mut open = self.open();
-        let is_current = open.of_worker.get(&place.worker).is_some_and(|line| line.number == place.number);
-        if is_current {
-            open.of_worker.remove(&place.worker);
+        if open.of_worker.get(&session.worker).is_some_and(|line| line.number == session.number) {
+            open.of_worker.remove(&session.worker);
         }
-        is_current
     }
 
     /// Workers with a session.
@@ -104,9 +98,10 @@ impl Sessions {
 }
 
 impl Outbox for Sessions {
-    fn send(&self, worker: WorkerId, order: Order) {
+    fn send(&self, session: SessionId, order: Order) {
+        let SessionId { worker, number } = session;
         let open = self.open();
-        let Some(line) = open.of_worker.get(&worker) else { return };
+        let Some(line) = open.of_worker.get(&worker).filter(|line| line.number == number) else { return };
         match order {
             Order::Close { reason } => line.end.with(&reason),
             order @ (Order::Adopted { .. }
@@ -143,9 +138,23 @@ mod tests {
         let second = sessions.enter(worker);
         assert!(!first.replaced && second.replaced);
         assert!(first.end.token.is_cancelled() && !second.end.token.is_cancelled());
-        assert!(!sessions.leave(&first), "its end is nobody's news");
-        assert!(sessions.leave(&second));
+        sessions.leave(first.session);
+        assert_eq!(sessions.count(), 1, "the first one's end is nobody's news");
+        sessions.leave(second.session);
         assert_eq!(sessions.count(), 0);
+    }
+
+    #[test]
+    fn an_order_for_the_first_session_never_reaches_the_second() {
+        let sessions = Sessions::default();
+        let worker = WorkerId::generate();
+        let first = sessions.enter(worker).session;
+        let mut second = sessions.enter(worker);
+        sessions.send(first, acknowledge());
+        sessions.send(first, Order::Close { reason: "for the first".into() });
+        assert!(second.orders.try_recv().is_err() && !second.end.token.is_cancelled());
+        sessions.send(second.session, acknowledge());
+        assert!(second.orders.try_recv().is_ok());
     }
 
     #[test]
@@ -153,10 +162,10 @@ mod tests {
         let sessions = Sessions::default();
         let place = sessions.enter(WorkerId::generate());
         for _ in 0..limits::SESSION_QUEUE {
-            sessions.send(place.worker, acknowledge());
+            sessions.send(place.session, acknowledge());
         }
         assert!(!place.end.token.is_cancelled());
-        sessions.send(place.worker, acknowledge());
+        sessions.send(place.session, acknowledge());
         assert!(place.end.token.is_cancelled());
         assert!(place.end.reason().contains("does not take its orders"));
     }

@@ -22,6 +22,7 @@ use super::{
     session::{self, Farm},
 };
 use crate::{
+    audit::{Action, Object, Trail, Who},
     contexts::{self, Contexts},
     driver::{Handle, Ledger, LiveAttempt},
     logs::Logs,
@@ -45,6 +46,7 @@ pub struct Parts {
     pub join_tokens: Arc<JoinTokens>,
     pub revocations: Arc<Revocations>,
     pub insecure_registries: Vec<String>,
+    pub trail: Trail,
     pub stop: CancellationToken,
 }
 
@@ -63,13 +65,14 @@ impl Workers {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         Self {
-            enrolment: Enrolment::new(parts.pki, parts.join_tokens, parts.driver.clone()),
+            enrolment: Enrolment::new(parts.pki, parts.join_tokens, parts.driver.clone(), parts.trail.clone()),
             farm: Farm {
                 driver: parts.driver,
                 sessions: parts.sessions,
                 ledger: parts.ledger,
                 secrets: parts.secrets,
                 insecure_registries: Arc::new(parts.insecure_registries),
+                trail: parts.trail,
                 stop: parts.stop,
             },
             contexts: parts.contexts,
@@ -95,24 +98,34 @@ impl Workers {
     }
 
     /// The attempt, where it is live and this worker's.
-    fn own_attempt(&self, worker: WorkerId, attempt_id: &str) -> Result<LiveAttempt, Refused> {
+    fn own_attempt(&self, worker: WorkerId, who: &Who, attempt_id: &str) -> Result<LiveAttempt, Refused> {
         let attempt: AttemptId =
             attempt_id.parse().map_err(|error| Refused::new(Reason::InvalidArgument, format!("{error}")))?;
-        self.farm.ledger.get(attempt).filter(|live| live.worker == worker).ok_or_else(|| {
-            warn!(%worker, %attempt, "call for an attempt that the worker does not have refused");
-            Refused::new(Reason::PermissionDenied, format!("attempt {attempt} is not this worker's, or is over"))
-        })
+        let live = self.farm.ledger.get(attempt);
+        if let Some(own) = live.as_ref().filter(|live| live.worker == worker) {
+            return Ok(own.clone());
+        }
+        let problem = format!("attempt {attempt} is not this worker's, or is over");
+        if live.is_some() {
+            self.refused_fetch(who, attempt, &problem);
+        }
+        Err(Refused::new(Reason::PermissionDenied, problem))
+    }
+
+    fn refused_fetch(&self, who: &Who, attempt: AttemptId, why: &str) {
+        self.farm.trail.refuse(who.was_refused(Action::WorkerFetch, Object::Attempt(attempt), why));
     }
 }
 
 #[tonic::async_trait]
 impl WorkerService for Workers {
     async fn enroll(&self, request: Request<v1::EnrollRequest>) -> Result<Response<v1::EnrollResponse>, Status> {
+        let who = Who::of(&request);
         let answer = if request.get_ref().join_token.is_empty() {
             let worker = self.caller(&request)?;
-            self.enrolment.renew(worker, request.into_inner()).await
+            self.enrolment.renew(worker, &who, request.into_inner()).await
         } else {
-            self.enrolment.join(request.into_inner()).await
+            self.enrolment.join(&who, request.into_inner()).await
         };
         Ok(Response::new(answer?))
     }
@@ -124,8 +137,9 @@ impl WorkerService for Workers {
         request: Request<Streaming<v1::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let worker = self.caller(&request)?;
+        let who = Who::of(&request);
         let (outgoing, messages) = mpsc::channel(OUTGOING);
-        tokio::spawn(session::run(self.farm.clone(), worker, request.into_inner(), outgoing));
+        tokio::spawn(session::run(self.farm.clone(), worker, who, request.into_inner(), outgoing));
         Ok(Response::new(ReceiverStream::new(messages).boxed()))
     }
 
@@ -136,7 +150,7 @@ impl WorkerService for Workers {
         request: Request<v1::FetchContextRequest>,
     ) -> Result<Response<Self::FetchContextStream>, Status> {
         let worker = self.caller(&request)?;
-        self.own_attempt(worker, &request.get_ref().attempt_id)?;
+        self.own_attempt(worker, &Who::of(&request), &request.get_ref().attempt_id)?;
         let chunks = contexts::fetch_context(&self.contexts, request.get_ref()).await?;
         Ok(Response::new(chunks.boxed()))
     }
@@ -149,7 +163,9 @@ impl WorkerService for Workers {
             logs: self.logs.clone(),
             driver: self.farm.driver.clone(),
             ledger: Arc::clone(&self.farm.ledger),
+            trail: self.farm.trail.clone(),
             worker,
+            who: Who::of(&request),
         };
         let (sender, acknowledgements) = mpsc::channel(OUTGOING);
         tokio::spawn(intake.run(request.into_inner(), sender));
@@ -163,13 +179,15 @@ impl WorkerService for Workers {
         request: Request<Streaming<v1::AgentFrame>>,
     ) -> Result<Response<Self::ForwardAgentStream>, Status> {
         let worker = self.caller(&request)?;
+        let who = Who::of(&request);
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, incoming.message()).await;
         let first = first.ok().transpose()?.flatten();
         let first = first.ok_or_else(|| Refused::new(Reason::InvalidArgument, "no first frame came in time"))?;
-        let live = self.own_attempt(worker, &first.id)?;
+        let live = self.own_attempt(worker, &who, &first.id)?;
         if !live.spec.ssh_ids.contains(&first.ssh_id) {
             let problem = format!("the build did not ask for the ssh agent `{}`", first.ssh_id);
+            self.farm.trail.refuse(who.was_refused(Action::WorkerFetch, Object::Build(live.build), problem.as_str()));
             return Err(Refused::new(Reason::PermissionDenied, problem).into());
         }
         Ok(Response::new(self.agents.worker(live.build, first, incoming)?))

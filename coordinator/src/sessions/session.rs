@@ -1,7 +1,7 @@
 //! One worker's session from its Hello to its end: orders one way, registration, heartbeats and reports the other.
 //!
-//! Started by [`super::service`]. Invariant: orders that were meant for an earlier session never reach this one, because
-//! everything before the answer to its own registration is dropped.
+//! Started by [`super::service`]. Invariants: what the worker says here counts only while this is its latest session, and
+//! orders that were meant for an earlier one never come here; [`SessionId`] tells them apart.
 
 use std::{sync::Arc, time::Instant};
 
@@ -10,17 +10,19 @@ use kiln_proto::{SESSION_PROTOCOL, convert, status::Refused, v1};
 use kiln_scheduler::{Event, effect::Dispatch, event::AttemptOutcome};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tracing::{error, info, warn};
 use v1::{coordinator_message::Message as Down, worker_message::Message as Up};
 
 use super::{
     decode,
+    owner::owner,
     pace::Pace,
     registry::{Place, Sessions},
 };
 use crate::{
-    driver::{Handle, Ledger, Order},
+    audit::{Action, Object, Trail, Who},
+    driver::{Handle, Ledger, Order, SessionId},
     secrets::SecretStore,
 };
 
@@ -33,37 +35,50 @@ pub(super) struct Farm {
     pub(super) secrets: SecretStore,
     /// Registries that speak plain HTTP.
     pub(super) insecure_registries: Arc<Vec<String>>,
+    pub(super) trail: Trail,
     pub(super) stop: CancellationToken,
 }
 
 pub(super) type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
 
 /// Runs the session to its end and tells the driver of it.
-pub(super) async fn run(farm: Farm, worker: WorkerId, mut incoming: Streaming<v1::WorkerMessage>, outgoing: Outgoing) {
-    let hello = match greet(&mut incoming).await {
-        Ok(hello) => hello,
-        Err(refused) => {
-            warn!(%worker, reason = %refused, "session refused");
-            // The worker may be gone already.
-            let _ = outgoing.send(Err(refused.into())).await;
-            return;
+pub(super) async fn run(
+    farm: Farm,
+    worker: WorkerId,
+    who: Who,
+    mut incoming: Streaming<v1::WorkerMessage>,
+    outgoing: Outgoing,
+) {
+    let trail = farm.trail.clone();
+    let refused = match greet(&mut incoming).await {
+        Ok(hello) => {
+            let place = farm.sessions.enter(worker);
+            let protocol = hello.protocol.min(SESSION_PROTOCOL);
+            info!(%worker, protocol, replaced = place.replaced, "session opened");
+            let session = Session { farm, id: place.session, who: who.clone(), protocol };
+            session.serve(hello, place, incoming, &outgoing).await
         }
-    };
-    let protocol = hello.protocol.min(SESSION_PROTOCOL);
-    let session = Session { farm, worker, protocol };
-    let refused = match session.enter().await {
-        Ok(place) => session.serve(hello, place, incoming, &outgoing).await,
         Err(refused) => refused,
     };
-    info!(%worker, reason = %refused, "session ended");
+    if is_misbehaviour(refused.reason) {
+        trail.refuse(who.was_refused(Action::WorkerSession, Object::Worker(worker), refused.message.as_str()));
+    } else {
+        info!(%worker, reason = %refused, "session ended");
+    }
+    // The worker may be gone already.
     let _ = outgoing.try_send(Err(refused.into()));
+}
+
+/// Whether a session ended by the worker's own doing, and not because a connection or a program ended.
+fn is_misbehaviour(reason: Reason) -> bool {
+    reason != Reason::Unavailable
 }
 
 /// The first message, which says what the worker is.
 async fn greet(incoming: &mut Streaming<v1::WorkerMessage>) -> Result<v1::Hello, Refused> {
     let first = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, incoming.message()).await;
     let first = first.map_err(|_| wrong("no Hello came in time"))?;
-    let first = first.map_err(|status| wrong(status.message()))?.and_then(|message| message.message);
+    let first = first.map_err(|status| broken(&status))?.and_then(|message| message.message);
     let Some(Up::Hello(hello)) = first else { return Err(wrong("the first message must be a Hello")) };
     if hello.protocol == 0 || hello.protocol + 1 < SESSION_PROTOCOL {
         let problem = format!(
@@ -81,30 +96,12 @@ fn wrong(problem: &str) -> Refused {
 
 struct Session {
     farm: Farm,
-    worker: WorkerId,
+    id: SessionId,
+    who: Who,
     protocol: u32,
 }
 
 impl Session {
-    /// The worker's attempts are safe with the driver whether it saw the earlier session end or not.
-    async fn enter(&self) -> Result<Place, Refused> {
-        let _in_order = self.farm.sessions.doorway.lock().await;
-        let place = self.farm.sessions.enter(self.worker);
-        info!(worker = %self.worker, protocol = self.protocol, replaced = place.replaced, "session opened");
-        if place.replaced {
-            self.post(Event::WorkerDisconnected { worker: self.worker }).await?;
-        }
-        Ok(place)
-    }
-
-    async fn leave(&self, place: &Place) {
-        let _in_order = self.farm.sessions.doorway.lock().await;
-        if self.farm.sessions.leave(place) {
-            // A driver that stopped forgets every session by itself.
-            let _ = self.farm.driver.post(Event::WorkerDisconnected { worker: self.worker }).await;
-        }
-    }
-
     async fn serve(
         &self,
         hello: v1::Hello,
@@ -120,50 +117,52 @@ impl Session {
             refused = self.listen(hello, incoming) => refused,
             refused = self.speak(&mut place.orders, outgoing) => refused,
         };
-        self.leave(&place).await;
+        self.farm.sessions.leave(self.id);
+        // A driver that stopped forgets every session by itself.
+        let _ = self.farm.driver.hear(self.id, Event::WorkerDisconnected { worker: self.id.worker }).await;
         reason
     }
 
     /// Everything that the worker says, until it says no more.
     async fn listen(&self, hello: v1::Hello, mut incoming: Streaming<v1::WorkerMessage>) -> Refused {
-        let mut pace = Pace::new(Instant::now());
+        let mut pace = Pace::new(limits::SESSION_MESSAGES_PER_SECOND, Instant::now());
+        let mut beats = Pace::new(limits::HEARTBEATS_PER_SECOND, Instant::now());
         let mut next: Result<_, Status> = Ok(Some(v1::WorkerMessage { message: Some(Up::Hello(hello)) }));
         loop {
             match next {
-                Ok(Some(message)) if pace.allows(Instant::now()) => match self.take(message).await {
-                    Ok(()) => {}
-                    Err(refused) => return refused,
-                },
-                Ok(Some(_)) => {
-                    warn!(worker = %self.worker, most = limits::SESSION_MESSAGES_PER_SECOND, "worker floods its session");
-                    return Refused::new(
-                        Reason::Overloaded,
-                        "the session sends more messages than it may; connect again",
-                    );
+                Ok(Some(message)) => {
+                    let (now, is_beat) = (Instant::now(), matches!(message.message, Some(Up::Heartbeat(_))));
+                    if !pace.allows(now) || is_beat && !beats.allows(now) {
+                        let what = if is_beat { "heartbeats" } else { "messages" };
+                        let problem = format!("the session sends more {what} than it may; connect again");
+                        return Refused::new(Reason::Overloaded, problem);
+                    }
+                    if let Err(refused) = self.take(message).await {
+                        return refused;
+                    }
                 }
                 Ok(None) => return Refused::new(Reason::Unavailable, "the worker closed the session"),
-                Err(status) => {
-                    return Refused::new(Reason::Unavailable, format!("the connection broke: {}", status.message()));
-                }
+                Err(status) => return broken(&status),
             }
             next = incoming.message().await;
         }
     }
 
     async fn take(&self, message: v1::WorkerMessage) -> Result<(), Refused> {
-        let worker = self.worker;
+        let worker = self.id.worker;
         let event = match message.message {
             Some(Up::Hello(hello)) => {
                 let (facts, attempts) = decode::facts(hello).map_err(|problem| wrong(&problem))?;
+                self.check_announced(&attempts);
                 Event::WorkerConnected { worker, facts: Box::new(facts), attempts }
             }
             Some(Up::Heartbeat(beat)) => {
                 Event::WorkerHeartbeat { worker, stats: decode::stats(beat.stats.unwrap_or_default()) }
             }
             Some(Up::Report(report)) => match decode::report(report) {
-                Ok((attempt, outcome)) => self.reported(attempt, outcome),
+                Ok((attempt, outcome)) => self.reported(attempt, outcome).await,
                 Err(problem) => {
-                    warn!(%worker, problem, "report refused");
+                    self.refuse_report(Object::Worker(worker), problem);
                     return Ok(());
                 }
             },
@@ -177,19 +176,41 @@ impl Session {
         self.post(event).await
     }
 
-    /// The scheduler ignores what is not the worker's; the log keeps that it was said.
-    fn reported(&self, attempt: AttemptId, outcome: AttemptOutcome) -> Event {
-        let worker = self.worker;
-        match self.farm.ledger.get(attempt) {
-            Some(live) if live.worker == worker => info!(%worker, %attempt, ?outcome, "attempt reported"),
-            Some(live) => warn!(%worker, %attempt, owner = %live.worker, "report on another worker's attempt ignored"),
-            None => info!(%worker, %attempt, ?outcome, "report on an attempt that is over ignored"),
+    /// The scheduler does not adopt what is another worker's; the trail keeps that it was claimed.
+    fn check_announced(&self, attempts: &[AttemptId]) {
+        for attempt in attempts {
+            let owner = self.farm.ledger.get(*attempt).map(|live| live.worker);
+            if owner.is_some_and(|owner| owner != self.id.worker) {
+                self.refuse_report(Object::Attempt(*attempt), "it announces an attempt that is another worker's");
+            }
         }
+    }
+
+    /// The scheduler ignores what is not the worker's; the trail keeps that it was said.
+    async fn reported(&self, attempt: AttemptId, outcome: Result<AttemptOutcome, String>) -> Event {
+        let worker = self.id.worker;
+        match owner(&self.farm.ledger, &self.farm.driver, attempt).await {
+            Ok(Some(owner)) if owner == worker => info!(%worker, %attempt, ?outcome, "attempt reported"),
+            Ok(Some(_)) => {
+                self.refuse_report(Object::Attempt(attempt), "it reports on an attempt that is another worker's");
+            }
+            Ok(None) => self.refuse_report(Object::Attempt(attempt), "it reports on an attempt that was never made"),
+            Err(error) => warn!(%worker, %attempt, %error, "cannot tell whose attempt a report is on"),
+        }
+        // A worker that cannot say how its attempt ended has failed at it.
+        let outcome = outcome.unwrap_or_else(|problem| {
+            self.refuse_report(Object::Attempt(attempt), problem.as_str());
+            AttemptOutcome::InfrastructureFailed { message: format!("the worker's report does not read: {problem}") }
+        });
         Event::AttemptReported { worker, attempt, outcome }
     }
 
+    fn refuse_report(&self, object: Object, why: impl Into<String>) {
+        self.farm.trail.refuse(self.who.was_refused(Action::WorkerReport, object, why));
+    }
+
     async fn post(&self, event: Event) -> Result<(), Refused> {
-        self.farm.driver.post(event).await.map_err(|_| stopping())
+        self.farm.driver.hear(self.id, event).await.map_err(|_| stopping())
     }
 
     /// Every order for the worker, from the answer to its registration on.
@@ -200,7 +221,7 @@ impl Session {
                 Order::Adopted { attempts } if !welcomed => {
                     welcomed = true;
                     if self.send(Down::Welcome(self.welcome(&attempts)), outgoing).await.is_err() {
-                        return broken();
+                        return closed();
                     }
                     slots = self.operator_slots().await;
                     (slots != 0).then_some(Down::Settings(v1::Settings { slots }))
@@ -221,7 +242,7 @@ impl Session {
             };
             let Some(message) = message else { continue };
             if self.send(message, outgoing).await.is_err() {
-                return broken();
+                return closed();
             }
         }
         stopping()
@@ -233,7 +254,7 @@ impl Session {
 
     /// What an operator set; 0: nothing.
     async fn operator_slots(&self) -> u32 {
-        let worker = self.worker;
+        let worker = self.id.worker;
         let set =
             self.farm.driver.query(move |scheduler, _| scheduler.worker(worker).and_then(|view| view.record.slots));
         set.await.ok().flatten().unwrap_or(0)
@@ -256,8 +277,9 @@ impl Session {
                 error!(build = %dispatch.build, attempt = %dispatch.attempt, %error, "secrets do not open");
                 let message = format!("the build's secrets: {error}");
                 let outcome = AttemptOutcome::InfrastructureFailed { message };
-                let event = Event::AttemptReported { worker: self.worker, attempt: dispatch.attempt, outcome };
-                let _ = self.farm.driver.post(event).await;
+                let event = Event::AttemptReported { worker: dispatch.worker, attempt: dispatch.attempt, outcome };
+                // A driver that stopped recovers the attempt as live.
+                let _ = self.post(event).await;
                 return None;
             }
         };
@@ -276,7 +298,14 @@ impl Session {
     }
 }
 
-fn broken() -> Refused {
+/// How a stream broke: what cannot be read is the worker's doing, the rest is the network's.
+fn broken(status: &Status) -> Refused {
+    let is_unreadable = matches!(status.code(), Code::OutOfRange | Code::Internal | Code::InvalidArgument);
+    let reason = if is_unreadable { Reason::InvalidArgument } else { Reason::Unavailable };
+    Refused::new(reason, format!("the connection broke: {}", status.message()))
+}
+
+fn closed() -> Refused {
     Refused::new(Reason::Unavailable, "the connection broke")
 }
 

@@ -14,10 +14,11 @@
 //! workers/WORKER                  WorkerRecord
 //! revoked/WORKER                  empty; certificates of removed workers
 //! join-tokens/..., api-tokens/... what `access` and `pki` keep
+//! audit/~ENTRY                    audit::Entry, newest first
 //! ```
 //! Ids are version 7 UUIDs: their order is the order of their making.
 
-use kiln_common::{AttemptId, BuildId, Repository, TaskId, WorkerId};
+use kiln_common::{AttemptId, BuildId, Repository, TaskId, WorkerId, id::AuditId};
 use uuid::Uuid;
 
 pub const SCHEMA: &str = "schema";
@@ -29,6 +30,7 @@ pub const WORKERS: &str = "workers/";
 pub const REVOKED: &str = "revoked/";
 pub const API_TOKENS: &str = "api-tokens/";
 pub const JOIN_TOKENS: &str = "join-tokens/";
+pub const AUDIT: &str = "audit/";
 
 #[must_use]
 pub fn build(id: BuildId) -> String {
@@ -53,7 +55,7 @@ pub fn open(build: BuildId) -> String {
 
 #[must_use]
 pub fn newest(build: BuildId) -> String {
-    format!("{NEWEST}{}", countdown(build))
+    format!("{NEWEST}{}", countdown(build.as_uuid()))
 }
 
 /// The request id goes in as hex: it is the caller's text and may hold anything.
@@ -91,7 +93,7 @@ pub fn images(repository: &Repository) -> String {
 
 #[must_use]
 pub fn image(repository: &Repository, build: BuildId) -> String {
-    format!("images/{repository}@{}", countdown(build))
+    format!("images/{repository}@{}", countdown(build.as_uuid()))
 }
 
 #[must_use]
@@ -108,15 +110,26 @@ pub fn revoked(id: WorkerId) -> String {
 #[must_use]
 pub fn build_of(key: &str) -> Option<BuildId> {
     let id = key.rsplit(['/', '@']).next()?;
-    if id.contains('-') { id.parse().ok() } else { from_countdown(id) }
+    if id.contains('-') { id.parse().ok() } else { from_countdown(id).map(BuildId::from_uuid) }
 }
 
-fn countdown(build: BuildId) -> String {
-    format!("{:032x}", !build.as_uuid().as_u128())
+#[must_use]
+pub fn audit(id: AuditId) -> String {
+    format!("{AUDIT}{}", countdown(id.as_uuid()))
 }
 
-fn from_countdown(text: &str) -> Option<BuildId> {
-    u128::from_str_radix(text, 16).ok().map(|inverted| BuildId::from_uuid(Uuid::from_u128(!inverted)))
+/// The entry that a key under [`AUDIT`] is of.
+#[must_use]
+pub fn audit_of(key: &str) -> Option<AuditId> {
+    key.strip_prefix(AUDIT).and_then(from_countdown).map(AuditId::from_uuid)
+}
+
+fn countdown(id: &Uuid) -> String {
+    format!("{:032x}", !id.as_u128())
+}
+
+fn from_countdown(text: &str) -> Option<Uuid> {
+    u128::from_str_radix(text, 16).ok().map(|inverted| Uuid::from_u128(!inverted))
 }
 
 #[cfg(test)]

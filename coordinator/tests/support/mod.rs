@@ -153,6 +153,21 @@ impl People {
         soon("a build", self.builds.get(request)).await.expect("known").into_inner()
     }
 
+    /// The whole audit trail, newest first, once all that was said before this is written.
+    pub async fn audit(&mut self) -> Vec<v1::AuditEntry> {
+        // The trail is written in order, and this is answered once its own entry is.
+        self.join_token().await;
+        let request = v1::ListAuditRequest { page_size: 500, ..Default::default() };
+        soon("the trail", self.farm.list_audit(request)).await.expect("listed").into_inner().entries
+    }
+
+    /// What was refused under this action, newest first.
+    pub async fn refusals(&mut self, action: &str) -> Vec<v1::AuditEntry> {
+        let mut all = self.audit().await;
+        all.retain(|entry| entry.action == action && entry.outcome() == v1::AuditOutcome::Refused);
+        all
+    }
+
     /// The build once it is final.
     pub async fn finished(&mut self, id: &str) -> v1::Build {
         let request = v1::WatchBuildRequest { id: id.to_owned() };
@@ -195,15 +210,20 @@ pub struct Session {
 
 impl Worker {
     pub async fn join(token: &str, name: &str) -> Self {
+        Self::try_join(token, name, rcgen::CertificateParams::default()).await.expect("enrolled")
+    }
+
+    /// Joins with a certificate request of its own making.
+    pub async fn try_join(token: &str, name: &str, params: rcgen::CertificateParams) -> Result<Self, Status> {
         let parsed: JoinToken = token.parse().expect("a token");
         let trust = tls::Trust::Fingerprint(parsed.ca_fingerprint);
         let dialer = Dialer::new(&parsed.coordinators, tls::client_config(trust, None).expect("TLS")).expect("address");
         let key = rcgen::KeyPair::generate().expect("a key");
-        let csr = rcgen::CertificateParams::default().serialize_request(&key).expect("a request");
+        let csr = params.serialize_request(&key).expect("a request");
         let request =
             v1::EnrollRequest { join_token: token.to_owned(), csr_der: csr.der().to_vec(), name: name.to_owned() };
         let mut calls = WorkerServiceClient::new(dialer.channel().expect("a channel"));
-        let enrolled = soon("the certificate", calls.enroll(request)).await.expect("enrolled").into_inner();
+        let enrolled = soon("the certificate", calls.enroll(request)).await?.into_inner();
         let identity = tls::Identity {
             chain: tls::certificates("worker", enrolled.certificate_pem.as_bytes()).expect("PEM"),
             key: tls::private_key("worker", key.serialize_pem().as_bytes()).expect("PEM"),
@@ -211,7 +231,30 @@ impl Worker {
         let ca = tls::certificates("ca", enrolled.ca_pem.as_bytes()).expect("PEM");
         let mut worker = Self { id: enrolled.worker_id, name: enrolled.name, calls, identity, ca };
         worker.dial(&parsed.coordinators[0]);
-        worker
+        Ok(worker)
+    }
+
+    /// Trusts this farm, with the identity that another one gave.
+    pub fn with_trust_of(mut self, other: &Self, endpoint: &str) -> Self {
+        self.ca.clone_from(&other.ca);
+        self.dial(endpoint);
+        self
+    }
+
+    /// Asks for a new certificate with the one that it has.
+    pub async fn renew(&mut self) -> Result<v1::EnrollResponse, Status> {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let csr = rcgen::CertificateParams::default().serialize_request(&key).expect("a request");
+        let request = v1::EnrollRequest { csr_der: csr.der().to_vec(), ..Default::default() };
+        Ok(soon("the certificate", self.calls.enroll(request)).await?.into_inner())
+    }
+
+    /// Opens a session that begins with this message.
+    pub async fn session_with(&mut self, first: Up) -> Session {
+        let (say, said) = mpsc::channel(4096);
+        say.send(message(first)).await.expect("room");
+        let hear = soon("the session", self.calls.session(ReceiverStream::new(said))).await.expect("a session");
+        Session { say, hear: hear.into_inner() }
     }
 
     /// Takes the way to a coordinator that listens elsewhere now.
@@ -222,10 +265,7 @@ impl Worker {
     }
 
     pub async fn session(&mut self, platforms: &[&str], attempts: &[String]) -> Session {
-        let (say, said) = mpsc::channel(4096);
-        say.send(message(Up::Hello(hello(platforms, attempts)))).await.expect("room");
-        let hear = soon("the session", self.calls.session(ReceiverStream::new(said))).await.expect("a session");
-        Session { say, hear: hear.into_inner() }
+        self.session_with(Up::Hello(hello(platforms, attempts))).await
     }
 }
 
@@ -247,6 +287,14 @@ impl Session {
         assignment
     }
 
+    /// Sends a report and waits until it is dealt with.
+    pub async fn claim(&mut self, attempt: &str, outcome: v1::attempt_report::Outcome) {
+        self.report(attempt, outcome).await;
+        let next = self.next().await;
+        let Down::Ack(ack) = next else { panic!("{next:?} instead of an acknowledgement") };
+        assert_eq!(ack.attempt_id, attempt);
+    }
+
     pub async fn report(&self, attempt: &str, outcome: v1::attempt_report::Outcome) {
         let report = v1::AttemptReport { attempt_id: attempt.to_owned(), outcome: Some(outcome) };
         self.say.send(message(Up::Report(report))).await.expect("room");
@@ -254,10 +302,7 @@ impl Session {
 
     pub async fn succeed(&mut self, attempt: &str) {
         self.report(attempt, v1::attempt_report::Outcome::Started(v1::AttemptStarted {})).await;
-        self.report(attempt, succeeded()).await;
-        let next = self.next().await;
-        let Down::Ack(ack) = next else { panic!("{next:?} instead of an acknowledgement") };
-        assert_eq!(ack.attempt_id, attempt);
+        self.claim(attempt, succeeded()).await;
     }
 
     /// The status with which the coordinator ended the session.

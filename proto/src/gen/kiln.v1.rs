@@ -2578,7 +2578,55 @@ pub struct CreateJoinTokenResponse {
     /// The address that workers are to use.
     #[prost(string, tag = "3")]
     pub coordinator: ::prost::alloc::string::String,
+    /// Names the token in listings and in the audit trail.
+    #[prost(string, tag = "4")]
+    pub id: ::prost::alloc::string::String,
 }
+/// Which join tokens.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListJoinTokensRequest {}
+/// Join tokens that the farm remembers, also those that have ended.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListJoinTokensResponse {
+    /// Oldest first.
+    #[prost(message, repeated, tag = "1")]
+    pub tokens: ::prost::alloc::vec::Vec<JoinToken>,
+}
+/// What is kept of a join token.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JoinToken {
+    /// Names it; tells nothing of its secret.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// When it was made.
+    #[prost(message, optional, tag = "2")]
+    pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it ends.
+    #[prost(message, optional, tag = "3")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many workers may still join with it.
+    #[prost(uint32, tag = "4")]
+    pub uses_left: u32,
+    /// Labels that the workers get.
+    #[prost(map = "string, string", tag = "5")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Why it lets nobody in any more; empty while it does.
+    #[prost(string, tag = "6")]
+    pub ended: ::prost::alloc::string::String,
+}
+/// Which join token.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeJoinTokenRequest {
+    /// Its id, or the beginning of it.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+/// It is revoked.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeJoinTokenResponse {}
 /// What the token allows.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateApiTokenRequest {
@@ -2641,6 +2689,96 @@ pub struct RevokeApiTokenRequest {
 /// It is revoked.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RevokeApiTokenResponse {}
+/// Which entries of the audit trail; an empty field allows all.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAuditRequest {
+    /// Entries on one page, at most 500; 0: 50.
+    #[prost(uint32, tag = "1")]
+    pub page_size: u32,
+    /// From the page before; empty: the newest.
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Not before.
+    #[prost(message, optional, tag = "3")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// The name or id of a token, the id of a worker, or one of `token`, `worker`, `farm`, `unknown`.
+    #[prost(string, tag = "4")]
+    pub actor: ::prost::alloc::string::String,
+    /// An action such as `worker.cordon`, or the part before the dot.
+    #[prost(string, tag = "5")]
+    pub action: ::prost::alloc::string::String,
+    /// What became of it.
+    #[prost(enumeration = "AuditOutcome", tag = "6")]
+    pub outcome: i32,
+}
+/// One page.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAuditResponse {
+    /// Newest first.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<AuditEntry>,
+    /// For the next page; empty: there is none. A page may be short, or empty, and still have a next one.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// One thing that someone did or was refused.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditEntry {
+    /// UUIDv7; orders the entries.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// When.
+    #[prost(message, optional, tag = "2")]
+    pub at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who.
+    #[prost(message, optional, tag = "3")]
+    pub actor: ::core::option::Option<AuditActor>,
+    /// The IP address that it came from; empty for what the farm does by itself.
+    #[prost(string, tag = "4")]
+    pub source: ::prost::alloc::string::String,
+    /// What, such as `build.submit`.
+    #[prost(string, tag = "5")]
+    pub action: ::prost::alloc::string::String,
+    /// To what.
+    #[prost(message, optional, tag = "6")]
+    pub object: ::core::option::Option<AuditObject>,
+    /// What became of it.
+    #[prost(enumeration = "AuditOutcome", tag = "7")]
+    pub outcome: i32,
+    /// What was changed, or why it was refused.
+    #[prost(string, tag = "8")]
+    pub detail: ::prost::alloc::string::String,
+    /// This many more of the same followed within a minute and were counted instead of written.
+    #[prost(uint64, tag = "9")]
+    pub repeats: u64,
+}
+/// Who did it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditActor {
+    /// `token`, `worker`, `farm` or `unknown`.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// The token's or the worker's id.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// The token's name.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// The token's role.
+    #[prost(enumeration = "Role", tag = "4")]
+    pub role: i32,
+}
+/// What it was done to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditObject {
+    /// `farm`, `build`, `attempt`, `worker`, `token`, `join-token`, `tag`, `method`, or `named` for what a caller named and
+    /// the farm does not have.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Its id, reference, path or name.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+}
 /// Asks what this coordinator is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetInfoRequest {}
@@ -2696,6 +2834,39 @@ impl Role {
             "ROLE_VIEWER" => Some(Self::Viewer),
             "ROLE_SUBMITTER" => Some(Self::Submitter),
             "ROLE_ADMIN" => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
+/// What became of an act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AuditOutcome {
+    /// Either.
+    Unspecified = 0,
+    /// It was done.
+    Done = 1,
+    /// It was refused, and nothing changed.
+    Refused = 2,
+}
+impl AuditOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "AUDIT_OUTCOME_UNSPECIFIED",
+            Self::Done => "AUDIT_OUTCOME_DONE",
+            Self::Refused => "AUDIT_OUTCOME_REFUSED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUDIT_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "AUDIT_OUTCOME_DONE" => Some(Self::Done),
+            "AUDIT_OUTCOME_REFUSED" => Some(Self::Refused),
             _ => None,
         }
     }
@@ -2979,6 +3150,56 @@ pub mod farm_service_client {
                 .insert(GrpcMethod::new("kiln.v1.FarmService", "CreateJoinToken"));
             self.inner.unary(req, path, codec).await
         }
+        /// Join tokens, without their secrets.
+        pub async fn list_join_tokens(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListJoinTokensRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListJoinTokensResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kiln.v1.FarmService/ListJoinTokens",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kiln.v1.FarmService", "ListJoinTokens"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Revokes a join token at once; workers that joined with it stay.
+        pub async fn revoke_join_token(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RevokeJoinTokenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeJoinTokenResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kiln.v1.FarmService/RevokeJoinToken",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kiln.v1.FarmService", "RevokeJoinToken"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Makes a token with which people and CI call this API.
         pub async fn create_api_token(
             &mut self,
@@ -3052,6 +3273,31 @@ pub mod farm_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("kiln.v1.FarmService", "RevokeApiToken"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The audit trail in pages, newest first.
+        pub async fn list_audit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAuditRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuditResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kiln.v1.FarmService/ListAudit",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kiln.v1.FarmService", "ListAudit"));
             self.inner.unary(req, path, codec).await
         }
         /// What this coordinator is.
@@ -3149,6 +3395,22 @@ pub mod farm_service_server {
             tonic::Response<super::CreateJoinTokenResponse>,
             tonic::Status,
         >;
+        /// Join tokens, without their secrets.
+        async fn list_join_tokens(
+            &self,
+            request: tonic::Request<super::ListJoinTokensRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListJoinTokensResponse>,
+            tonic::Status,
+        >;
+        /// Revokes a join token at once; workers that joined with it stay.
+        async fn revoke_join_token(
+            &self,
+            request: tonic::Request<super::RevokeJoinTokenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeJoinTokenResponse>,
+            tonic::Status,
+        >;
         /// Makes a token with which people and CI call this API.
         async fn create_api_token(
             &self,
@@ -3171,6 +3433,14 @@ pub mod farm_service_server {
             request: tonic::Request<super::RevokeApiTokenRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RevokeApiTokenResponse>,
+            tonic::Status,
+        >;
+        /// The audit trail in pages, newest first.
+        async fn list_audit(
+            &self,
+            request: tonic::Request<super::ListAuditRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuditResponse>,
             tonic::Status,
         >;
         /// What this coordinator is.
@@ -3615,6 +3885,96 @@ pub mod farm_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/kiln.v1.FarmService/ListJoinTokens" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListJoinTokensSvc<T: FarmService>(pub Arc<T>);
+                    impl<
+                        T: FarmService,
+                    > tonic::server::UnaryService<super::ListJoinTokensRequest>
+                    for ListJoinTokensSvc<T> {
+                        type Response = super::ListJoinTokensResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListJoinTokensRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FarmService>::list_join_tokens(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListJoinTokensSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.FarmService/RevokeJoinToken" => {
+                    #[allow(non_camel_case_types)]
+                    struct RevokeJoinTokenSvc<T: FarmService>(pub Arc<T>);
+                    impl<
+                        T: FarmService,
+                    > tonic::server::UnaryService<super::RevokeJoinTokenRequest>
+                    for RevokeJoinTokenSvc<T> {
+                        type Response = super::RevokeJoinTokenResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RevokeJoinTokenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FarmService>::revoke_join_token(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RevokeJoinTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/kiln.v1.FarmService/CreateApiToken" => {
                     #[allow(non_camel_case_types)]
                     struct CreateApiTokenSvc<T: FarmService>(pub Arc<T>);
@@ -3735,6 +4095,51 @@ pub mod farm_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RevokeApiTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.FarmService/ListAudit" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListAuditSvc<T: FarmService>(pub Arc<T>);
+                    impl<
+                        T: FarmService,
+                    > tonic::server::UnaryService<super::ListAuditRequest>
+                    for ListAuditSvc<T> {
+                        type Response = super::ListAuditResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListAuditRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FarmService>::list_audit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListAuditSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
