@@ -60,7 +60,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Build(flags) => build::run(*flags, farm(global)?).await,
         Command::Builds(builds) => commands::builds::run(builds, farm(global)?).await,
         Command::Workers(workers) => commands::workers::run(workers, &farm(global)?).await,
-        Command::Images(images) => commands::images::run(images, &farm(global)?).await,
+        Command::Images(images) => commands::images::run(images, farm(global)?).await,
         Command::Token(token) => commands::token::run(token, &farm(global)?).await,
         Command::Audit(audit) => commands::audit::run(audit, &farm(global)?).await,
         Command::Login(login) => commands::login::run(login).await,

@@ -20,20 +20,23 @@ pub enum Feature {
     Attestations,
     /// `--annotation`: annotations on the manifest (BuildKit 0.11 with an OCI exporter).
     Annotations,
-    /// Layer compressions other than gzip (an OCI exporter).
+    /// `--compression`: layer compressions other than gzip (an OCI exporter).
     LayerCompression,
+    /// `--rewrite-timestamp`: file times of the layers (BuildKit 0.13 with an OCI exporter).
+    RewriteTimestamp,
     /// `--shm-size`, `--ulimit` of RUN steps (BuildKit 0.9; Docker 20.10 drops them without a word).
     StepLimits,
 }
 
 impl Feature {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NamedContexts,
         Self::CacheExportRegistry,
         Self::CacheExportInline,
         Self::Attestations,
         Self::Annotations,
         Self::LayerCompression,
+        Self::RewriteTimestamp,
         Self::StepLimits,
     ];
 
@@ -47,6 +50,7 @@ impl Feature {
             Self::Attestations => "attestations",
             Self::Annotations => "annotations",
             Self::LayerCompression => "layer-compression",
+            Self::RewriteTimestamp => "rewrite-timestamp",
             Self::StepLimits => "step-limits",
         }
     }
@@ -60,7 +64,8 @@ impl Feature {
             Self::CacheExportInline => "--cache-to type=inline",
             Self::Attestations => "--provenance or --sbom",
             Self::Annotations => "--annotation",
-            Self::LayerCompression => "layer compression",
+            Self::LayerCompression => "--compression",
+            Self::RewriteTimestamp => "--rewrite-timestamp",
             Self::StepLimits => "--shm-size or --ulimit",
         }
     }

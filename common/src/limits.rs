@@ -16,6 +16,13 @@ pub const ADD_HOSTS: usize = 64;
 pub const ULIMITS: usize = 32;
 pub const REQUIRED_LABELS: usize = 32;
 pub const REGISTRY_CREDENTIALS: usize = 32;
+pub const VERIFY_ALLOW: usize = 64;
+/// A smoke run's command, and what it is to print.
+pub const SMOKE_BYTES: usize = 4 * 1024;
+/// How long a smoke run may take, what each of its processes may write to, and what is looked at of its output.
+pub const SMOKE_TIMEOUT: Duration = Duration::from_secs(120);
+pub const SMOKE_MEMORY_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+pub const SMOKE_OUTPUT_BYTES: usize = 1024 * 1024;
 /// A key of a build arg, label, annotation, secret, placement label.
 pub const KEY_BYTES: usize = 256;
 /// A value of the same.
@@ -188,5 +195,25 @@ pub const REGISTRY_BACKOFF_BASE: Duration = Duration::from_millis(100);
 pub const REGISTRY_BACKOFF_CAP: Duration = Duration::from_secs(5);
 /// What is read of an error or of a token answer.
 pub const REGISTRY_ANSWER_BYTES: usize = 64 * 1024;
+/// Images that one build begins from.
+pub const BASE_IMAGES: usize = 32;
+/// Tags that one repository may have when things are removed from it.
+pub const TAGS_PER_REPOSITORY: usize = 100_000;
 /// Entries of one index.
 pub const INDEX_ENTRIES: usize = 256;
+
+// Layers, while they are verified.
+/// Layers that are read at once, in all builds together.
+pub const LAYERS_VERIFIED_AT_ONCE: usize = 4;
+/// Files of one layer.
+pub const LAYER_FILES: usize = 2_000_000;
+/// What one layer may unpack to.
+pub const LAYER_UNPACKED_BYTES: u64 = 64 * 1024 * 1024 * 1024;
+/// One extended header of its archive: extended attributes are in there.
+pub const LAYER_HEADER_BYTES: usize = 1024 * 1024;
+/// What zstd may refer back to (its `--long` mode asks for 128 MiB; builders use at most 8).
+pub const LAYER_WINDOW_BYTES: u64 = 128 * 1024 * 1024;
+/// How long reading one layer may take.
+pub const LAYER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Verdicts that are kept.
+pub const LAYER_VERDICTS: usize = 256 * 1024;

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, time::Duration}
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Digest, EmulationPolicy, Feature, FeatureSet, ImageReference, Platform, Repository, context::ContextDigest, limits,
+    Digest, EmulationPolicy, Feature, FeatureSet, ImageReference, Platform, Repository,
+    context::{ContextDigest, pattern::PatternMatcher},
+    limits,
+    smoke::Smoke,
 };
 
 /// One user request, complete but for its secrets' values and its registry credentials, which travel and rest apart.
@@ -65,6 +68,26 @@ pub struct BuildSpec {
     pub sbom: Option<String>,
     #[serde(default)]
     pub media_types: MediaTypes,
+    /// What is looked at before a tag moves.
+    #[serde(default)]
+    pub verify: Verify,
+    /// Paths at which programs of other platforms may lie, as patterns of `.dockerignore`.
+    #[serde(default)]
+    pub verify_allow: Vec<String>,
+    /// How the layers that the build makes are compressed.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Give every file of the layers the time of the build argument `SOURCE_DATE_EPOCH` at most.
+    #[serde(default)]
+    pub rewrite_timestamp: bool,
+    #[serde(default)]
+    pub smoke: Option<Smoke>,
+    /// Move no tag that someone else moved since the submit.
+    #[serde(default)]
+    pub if_unchanged: bool,
+    /// What tags have to name before they move; `None` is nothing. With `if_unchanged` the farm fills in the others.
+    #[serde(default)]
+    pub expected_tags: BTreeMap<ImageReference, Option<Digest>>,
     #[serde(default)]
     pub emulation: EmulationPolicy,
     /// Labels that a worker must carry.
@@ -170,6 +193,51 @@ pub enum MediaTypes {
     Docker,
 }
 
+/// How closely the legs are verified before a tag moves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// The configuration's platform, and the programs in the layers.
+    #[default]
+    Programs,
+    /// The configuration's platform alone.
+    Off,
+}
+
+/// How new layers are compressed; those of base images stay as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// The engine's own, which is gzip.
+    #[default]
+    Default,
+    Gzip,
+    Zstd,
+    /// gzip with a table of contents, for lazy pulling.
+    Estargz,
+}
+
+impl Compression {
+    /// The name in flags and in BuildKit's exporter attribute; `None` leaves it out.
+    #[must_use]
+    pub const fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Default => None,
+            Self::Gzip => Some("gzip"),
+            Self::Zstd => Some("zstd"),
+            Self::Estargz => Some("estargz"),
+        }
+    }
+
+    /// Every engine writes gzip by itself; the others need an exporter that can be told.
+    const fn needs_exporter(self) -> bool {
+        match self {
+            Self::Default | Self::Gzip => false,
+            Self::Zstd | Self::Estargz => true,
+        }
+    }
+}
+
 /// A leg's image as its worker pushed it (OCI image-spec, descriptor.md).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageDescriptor {
@@ -177,6 +245,9 @@ pub struct ImageDescriptor {
     pub digest: Digest,
     /// Bytes of the manifest (or, with attestations, of the leg's own index).
     pub size: u64,
+    /// Images that it was built from, by digest; as far as the engine names them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<ImageReference>,
 }
 
 /// One field that is wrong, for `google.rpc.BadRequest`.
@@ -222,6 +293,13 @@ impl BuildSpec {
             provenance: None,
             sbom: None,
             media_types: MediaTypes::Oci,
+            verify: Verify::Programs,
+            verify_allow: Vec::new(),
+            compression: Compression::Default,
+            rewrite_timestamp: false,
+            smoke: None,
+            if_unchanged: false,
+            expected_tags: BTreeMap::new(),
             emulation: EmulationPolicy::Auto,
             required_labels: BTreeMap::new(),
             priority: 0,
@@ -243,6 +321,8 @@ impl BuildSpec {
             (Feature::CacheExportInline, cache_to(CacheKind::Inline)),
             (Feature::Attestations, self.provenance.is_some() || self.sbom.is_some()),
             (Feature::Annotations, manifest_annotations),
+            (Feature::LayerCompression, self.compression.needs_exporter()),
+            (Feature::RewriteTimestamp, self.rewrite_timestamp),
             (Feature::StepLimits, self.shm_size.is_some() || !self.ulimits.is_empty()),
         ]
         .into_iter()
@@ -300,6 +380,7 @@ impl BuildSpec {
             ("add_hosts", self.add_hosts.len(), limits::ADD_HOSTS),
             ("ulimits", self.ulimits.len(), limits::ULIMITS),
             ("required_labels", self.required_labels.len(), limits::REQUIRED_LABELS),
+            ("verify_allow", self.verify_allow.len(), limits::VERIFY_ALLOW),
         ] {
             if count > most {
                 violations.push(Violation::new(
@@ -402,6 +483,25 @@ impl BuildSpec {
         if self.timeout.is_zero() || self.timeout > limits::BUILD_TIMEOUT_MAX {
             violations.push(Violation::new("spec.timeout", "must be more than nothing and at most 48h"));
         }
+        if self.compression == Compression::Zstd && self.media_types == MediaTypes::Docker {
+            let problem = "Docker's media types know no zstd layers; use OCI's, or gzip";
+            violations.push(Violation::new("spec.compression", problem));
+        }
+        if self.rewrite_timestamp && !self.build_args.contains_key("SOURCE_DATE_EPOCH") {
+            let problem = "needs the time to write: the build argument or the variable SOURCE_DATE_EPOCH";
+            violations.push(Violation::new("spec.rewrite_timestamp", problem));
+        }
+        if let Some(foreign) = self.expected_tags.keys().find(|tag| !self.tags.contains(tag)) {
+            violations.push(Violation::new("spec.expected_tags", format!("`{foreign}` is not a tag of the build")));
+        }
+        if let Some(Err(error)) = self.smoke.as_ref().map(Smoke::validate) {
+            violations.push(Violation::new("spec.smoke", error));
+        }
+        for (at, pattern) in self.verify_allow.iter().enumerate() {
+            if let Err(error) = PatternMatcher::new(&[pattern]) {
+                violations.push(Violation::new(format!("spec.verify_allow[{at}]"), error));
+            }
+        }
         for (field, options) in [("cache_from", &self.cache_from), ("cache_to", &self.cache_to)] {
             for (at, option) in options.iter().enumerate() {
                 let reference = option.attributes.get("ref");
@@ -452,6 +552,32 @@ pub struct InvalidOption {
 impl InvalidOption {
     fn new(text: &str, expected: &'static str) -> Self {
         Self { text: shorten(text), expected }
+    }
+}
+
+impl FromStr for Compression {
+    type Err = InvalidOption;
+
+    fn from_str(text: &str) -> Result<Self, InvalidOption> {
+        match text {
+            "" => Ok(Self::Default),
+            "gzip" => Ok(Self::Gzip),
+            "zstd" => Ok(Self::Zstd),
+            "estargz" => Ok(Self::Estargz),
+            other => Err(InvalidOption::new(other, "a layer compression; use gzip, zstd or estargz")),
+        }
+    }
+}
+
+impl FromStr for Verify {
+    type Err = InvalidOption;
+
+    fn from_str(text: &str) -> Result<Self, InvalidOption> {
+        match text {
+            "" | "programs" => Ok(Self::Programs),
+            "off" => Ok(Self::Off),
+            other => Err(InvalidOption::new(other, "a way to verify; use programs or off")),
+        }
     }
 }
 
@@ -645,6 +771,20 @@ mod tests {
         let cache_to = vec!["type=registry,ref=r.example/cache".parse().unwrap()];
         let asked = BuildSpec { cache_to, provenance: Some("mode=max".into()), ..spec() };
         assert_eq!(asked.required_features(), FeatureSet::from([Feature::CacheExportRegistry, Feature::Attestations]));
+    }
+
+    #[test]
+    fn what_cannot_be_published_is_refused_before_it_is_built() {
+        let zstd = BuildSpec { compression: Compression::Zstd, ..spec() };
+        assert_eq!(zstd.required_features(), FeatureSet::from([Feature::LayerCompression]));
+        assert_eq!(fields(&BuildSpec { media_types: MediaTypes::Docker, ..zstd }), ["spec.compression"]);
+        let rewritten = BuildSpec { rewrite_timestamp: true, ..spec() };
+        assert_eq!(fields(&rewritten), ["spec.rewrite_timestamp"]);
+        let build_args = BTreeMap::from([("SOURCE_DATE_EPOCH".to_owned(), "0".to_owned())]);
+        assert_eq!(fields(&BuildSpec { build_args, ..rewritten }), [""; 0]);
+        assert_eq!(fields(&BuildSpec { verify_allow: vec!["[".into()], ..spec() }), ["spec.verify_allow[0]"]);
+        let smoke = Some(Smoke { command: "'".into(), expect: None });
+        assert_eq!(fields(&BuildSpec { smoke, ..spec() }), ["spec.smoke"]);
     }
 
     #[test]

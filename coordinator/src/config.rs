@@ -111,6 +111,11 @@ impl Layout {
     }
 
     #[must_use]
+    pub fn verdicts(&self) -> PathBuf {
+        self.root.join("verified-layers")
+    }
+
+    #[must_use]
     pub fn contexts(&self) -> PathBuf {
         self.root.join("contexts")
     }

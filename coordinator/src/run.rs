@@ -61,7 +61,8 @@ pub struct Running {
 /// # Errors
 /// What is wrong with the configuration, the data directory or the ports.
 pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running> {
-    let publisher = RegistryPublisher::new(config.insecure_registries.clone())?;
+    let verdicts = Layout::new(config.data_dir()).verdicts();
+    let publisher = RegistryPublisher::new(config.insecure_registries.clone(), Some(verdicts))?;
     start_with(config, shutdown, Arc::new(publisher)).await
 }
 
@@ -90,7 +91,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
         store: Arc::clone(&state.store),
         secrets: state.secrets.clone(),
         outbox: Arc::clone(&sessions) as _,
-        publisher,
+        publisher: Arc::clone(&publisher),
         ledger: Arc::clone(&ledger),
         trail: state.trail.clone(),
     };
@@ -126,6 +127,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
             revocations: state.revocations,
             agents: Arc::new(agents),
             trail: state.trail.clone(),
+            publisher,
             dashboard_url: dashboard_url.as_str().into(),
         },
         contexts: ContextUploads::new(state.contexts),

@@ -95,7 +95,7 @@ impl Registry {
             r#"{{"os":"linux","architecture":"{}"{variant},"config":{{}},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#,
             platform.architecture()
         ));
-        let layer = Bytes::from(format!("layer of {platform}"));
+        let layer = archive("etc/platform", platform.to_string().as_bytes());
         let mut image = None;
         for repository in repositories {
             let config_digest = self.put_blob(repository, config.clone()).await;
@@ -107,7 +107,7 @@ impl Registry {
             ));
             let size = manifest.len() as u64;
             let digest = self.put_manifest(repository, manifest).await;
-            image = Some(ImageDescriptor { media_type: MANIFEST.into(), digest, size });
+            image = Some(ImageDescriptor { media_type: MANIFEST.into(), digest, size, bases: Vec::new() });
         }
         Leg { platform, image: image.expect("a repository"), grade: Grade::Native }
     }
@@ -128,6 +128,15 @@ impl Registry {
         tags.sort();
         tags
     }
+}
+
+/// A layer with one file.
+fn archive(path: &str, content: &[u8]) -> Bytes {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    builder.append_data(&mut header, path, content).expect("appended");
+    builder.into_inner().expect("an archive").into()
 }
 
 fn sha256(bytes: &[u8]) -> Digest {
@@ -174,7 +183,7 @@ async fn four_legs_become_one_index_under_tags_of_two_repositories_and_no_other_
     }
     let host = &registry.host;
     let tags = [format!("{host}/{one}:1.0"), format!("{host}/{one}:latest"), format!("{host}/{two}:1.0")];
-    let publisher = RegistryPublisher::new([]).expect("publisher");
+    let publisher = RegistryPublisher::new([], None).expect("publisher");
     let began = Instant::now();
     let published = publish(&publisher, &registry, job(spec(&FOUR, &tags), legs.clone())).await;
     println!("first publish, cold connections: {:?}", began.elapsed());
@@ -214,7 +223,7 @@ async fn one_leg_is_its_own_manifest_under_the_tag() {
     let name = unique("single");
     let leg = registry.leg(&[&name], "linux/arm/v6").await;
     let tags = [format!("{}/{name}:1", registry.host)];
-    let publisher = RegistryPublisher::new([]).expect("publisher");
+    let publisher = RegistryPublisher::new([], None).expect("publisher");
     let published = publish(&publisher, &registry, job(spec(&["linux/arm/v6"], &tags), vec![leg.clone()])).await;
     assert_eq!(published.digest, leg.image.digest);
     let (media_type, bytes) = registry.raw(&name, "1").await;
@@ -228,7 +237,7 @@ async fn a_registry_with_a_login_takes_the_right_password_and_names_the_wrong_on
     let leg = registry.leg(&[&name], "linux/amd64").await;
     let tags = [format!("{}/{name}:1", registry.host)];
     let this = job(spec(&["linux/amd64"], &tags), vec![leg]);
-    let publisher = RegistryPublisher::new([]).expect("publisher");
+    let publisher = RegistryPublisher::new([], None).expect("publisher");
     match publisher.publish(this.clone(), Vec::new(), CancellationToken::new()).await {
         PublishOutcome::Failed { published: None, message } => assert!(message.contains("docker login"), "{message}"),
         other @ (PublishOutcome::Succeeded(_) | PublishOutcome::Failed { .. }) => panic!("{other:?}"),
@@ -242,7 +251,7 @@ async fn a_leg_that_is_missing_in_one_repository_moves_no_tag() {
     let (one, two) = (unique("here"), unique("missing"));
     let leg = registry.leg(&[&one], "linux/amd64").await;
     let tags = [format!("{}/{one}:1", registry.host), format!("{}/{two}:1", registry.host)];
-    let publisher = RegistryPublisher::new([]).expect("publisher");
+    let publisher = RegistryPublisher::new([], None).expect("publisher");
     let outcome =
         publisher.publish(job(spec(&["linux/amd64"], &tags), vec![leg]), Vec::new(), CancellationToken::new()).await;
     match outcome {

@@ -7,7 +7,7 @@ pub mod spec;
 
 use std::time::Duration;
 
-use kiln_common::{Grade, Platform, Timestamp, context::ChunkId, spec::ImageDescriptor};
+use kiln_common::{Grade, Platform, Timestamp, context::ChunkId, limits, spec::ImageDescriptor};
 
 use crate::v1;
 
@@ -103,7 +103,9 @@ pub fn image_from_wire(wire: &v1::AttemptSucceeded) -> Result<ImageDescriptor, S
     if wire.media_type.is_empty() || wire.media_type.len() > 255 || wire.size_bytes == 0 {
         return Err(format!("the descriptor of {digest} has no media type or no size"));
     }
-    Ok(ImageDescriptor { media_type: wire.media_type.clone(), digest, size: wire.size_bytes })
+    // They only explain; a malformed one is left out.
+    let bases = wire.bases.iter().take(limits::BASE_IMAGES).filter_map(|text| text.parse().ok()).collect();
+    Ok(ImageDescriptor { media_type: wire.media_type.clone(), digest, size: wire.size_bytes, bases })
 }
 
 #[cfg(test)]

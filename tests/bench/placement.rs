@@ -139,6 +139,7 @@ impl Bench {
             media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
             digest: Digest::from_sha256([7; 32]),
             size: 1_000,
+            bases: Vec::new(),
         };
         let outcome = AttemptOutcome::Succeeded { image };
         self.handle(Event::AttemptReported { worker: dispatch.worker, attempt: dispatch.attempt, outcome });

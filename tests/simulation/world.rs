@@ -725,6 +725,7 @@ fn image(number: u64) -> ImageDescriptor {
         media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
         digest: Digest::from_sha256(bytes),
         size: number,
+        bases: Vec::new(),
     }
 }
 

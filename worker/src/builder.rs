@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::FileSyncService,
-    engine::{BuildJob, BuildOutcome, EngineFacts, EngineState, Progress},
+    engine::{BuildError, BuildJob, BuildOutcome, EngineFacts, EngineState, Progress},
 };
 
 /// One attempt as an engine takes it.
@@ -36,4 +36,7 @@ pub trait Builder: Send + Sync + 'static {
 
     /// Builds and pushes by digest. Ends early once `stop` is cancelled; dropping the future stops the build, too.
     async fn build(&self, job: Job, progress: Progress, stop: CancellationToken) -> BuildOutcome;
+
+    /// Builds and keeps nothing: what matters is how the last step ends and what it prints. Ends as `build` does.
+    async fn run(&self, job: Job, progress: Progress, stop: CancellationToken) -> Result<(), BuildError>;
 }

@@ -4,6 +4,7 @@
 //! report; a panic ends its own attempt and nothing else; secrets are gone when the build is.
 
 mod assignment;
+mod bases;
 mod chunks;
 mod contexts;
 mod outcome;
@@ -11,12 +12,13 @@ mod outcome;
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use kiln_common::{AttemptId, Timestamp};
+use kiln_common::{AttemptId, Timestamp, spec::ImageDescriptor};
 use kiln_proto::{convert::timestamp_to_wire, v1};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
     assignment::Assignment,
+    bases::Bases,
     outcome::{Built, End},
 };
 use crate::{
@@ -27,6 +29,7 @@ use crate::{
     logs::{AttemptLog, SpoolDir, ship},
     session::Link,
     slots::{NotAdmitted, Slots, StopCause},
+    smoke,
 };
 
 /// The report of an attempt that was stopped waits this long for its log at most: a cancel is answered within a second.
@@ -145,14 +148,23 @@ async fn build(
         insecure_registries: assignment.insecure_registries,
         filesync: trees.service(),
         agents: Arc::new(AgentTunnel::new(attempt, jobs.link.clone())),
+        builder_id: assignment.builder_id,
     };
+    let smoke = job.spec.smoke.is_some().then(|| smoke::Job::of(&job));
     let sink = log.clone();
     let progress: Progress = Arc::new(move |entry| sink.append(entry));
     jobs.slots.started(attempt);
-    let built = jobs.builder.build(job, progress, stop.clone()).await;
+    let bases = Arc::new(Bases::default());
+    let built = jobs.builder.build(job, bases.clone().tap(progress.clone()), stop.clone()).await;
     let context_bytes_fetched = trees.fetched(log);
     match (built, trees.failure()) {
-        (Ok(image), _) => Ok(Built { image, context_bytes_fetched }),
+        (Ok(image), _) => {
+            if let Some(smoke) = smoke {
+                smoke::run(smoke, &*jobs.builder, &jobs.contexts, progress, stop.clone(), &image).await?;
+            }
+            let image = ImageDescriptor { bases: bases.take(), ..image };
+            Ok(Built { image, context_bytes_fetched })
+        }
         (Err(BuildError::Build(message)), Some(failure)) => {
             Err(BuildError::Infrastructure(format!("{message}; the context failed: {failure}")))
         }

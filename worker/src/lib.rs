@@ -17,6 +17,7 @@ pub mod probe;
 pub mod real_builder;
 pub mod session;
 pub mod slots;
+pub mod smoke;
 mod worker;
 
 pub use config::{Args, Config};

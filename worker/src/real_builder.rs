@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     builder::{Builder, Job},
-    engine::{BuildOutcome, Engine, EngineFacts, EngineState, Progress},
+    engine::{BuildError, BuildOutcome, Engine, EngineFacts, EngineState, Progress},
     probe,
 };
 
@@ -49,5 +49,9 @@ impl Builder for RealBuilder {
 
     async fn build(&self, job: Job, progress: Progress, stop: CancellationToken) -> BuildOutcome {
         self.engine.build(job, progress, stop).await
+    }
+
+    async fn run(&self, job: Job, progress: Progress, stop: CancellationToken) -> Result<(), BuildError> {
+        self.engine.run(job, progress, stop).await
     }
 }

@@ -144,6 +144,34 @@ pub struct BuildFlags {
     #[arg(long, value_name = "DURATION", help_heading = "Farm")]
     pub timeout: Option<String>,
 
+    /// What is verified before a tag moves: programs (their architecture, in every layer) or off
+    #[arg(long, value_name = "WHAT", default_value = "programs", help_heading = "Farm")]
+    pub verify: String,
+
+    /// Paths at which programs of other platforms lie on purpose, as in .dockerignore
+    #[arg(long, value_name = "PATTERN", help_heading = "Farm")]
+    pub verify_allow: Vec<String>,
+
+    /// Move no tag that someone else moved since the build began
+    #[arg(long, help_heading = "Farm")]
+    pub if_unchanged: bool,
+
+    /// Run a command in the finished image on each platform before a tag moves; it is started without a shell and a network
+    #[arg(long, value_name = "CMD", help_heading = "Farm")]
+    pub smoke: Option<String>,
+
+    /// What --smoke has to print; in both {os}, {arch}, {variant} and {goarch} are filled in
+    #[arg(long, value_name = "TEXT", requires = "smoke", help_heading = "Farm")]
+    pub expect: Option<String>,
+
+    /// How new layers are compressed: gzip, zstd or estargz [default: the engine's own, gzip]
+    #[arg(long, value_name = "KIND", help_heading = "Farm")]
+    pub compression: Option<String>,
+
+    /// Give the layers' files the time of SOURCE_DATE_EPOCH at most, so that the same input gives the same digests
+    #[arg(long, help_heading = "Farm")]
+    pub rewrite_timestamp: bool,
+
     /// Media types of what is published: oci or docker
     #[arg(long, value_name = "KIND", default_value = "oci", help_heading = "Farm")]
     pub media_types: String,

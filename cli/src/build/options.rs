@@ -6,8 +6,10 @@ use kiln_common::{
     BuildSpec, EmulationPolicy, ImageReference, Platform,
     emulation::parse_duration,
     limits,
+    smoke::Smoke,
     spec::{
-        Annotation, CacheOption, Dockerfile, MediaTypes, NamedContext, PlatformRequest, Violation, parse_annotation,
+        Annotation, CacheOption, Compression, Dockerfile, MediaTypes, NamedContext, PlatformRequest, Verify, Violation,
+        parse_annotation,
     },
 };
 
@@ -46,6 +48,8 @@ pub struct Options {
     provenance: Option<String>,
     sbom: Option<String>,
     media_types: MediaTypes,
+    verify: Verify,
+    compression: Compression,
     emulation: EmulationPolicy,
     required_labels: BTreeMap<String, String>,
     timeout: Duration,
@@ -59,7 +63,7 @@ impl Options {
         Ok(Self {
             platforms: platforms(flags, variables)?,
             tags: tags(flags)?,
-            build_args: key_values(&flags.build_arg, |key| variables(key)),
+            build_args: build_args(flags, variables),
             cache_from: each("--cache-from", &flags.cache_from, |text| text.parse())?,
             cache_to: each("--cache-to", &flags.cache_to, |text| text.parse())?,
             labels: key_values(&flags.label, |_| Some(String::new())),
@@ -71,6 +75,8 @@ impl Options {
             provenance: attestations.provenance,
             sbom: attestations.sbom,
             media_types: media_types(&flags.media_types)?,
+            compression: one("--compression", flags.compression.as_deref().unwrap_or_default(), |text| text.parse())?,
+            verify: one("--verify", &flags.verify, |text| text.parse())?,
             emulation: one("--emulation", &flags.emulation, |text| text.parse())?,
             required_labels: required_labels(&flags.require)?,
             timeout: flags.timeout.as_deref().map_or(Ok(limits::BUILD_TIMEOUT_DEFAULT), timeout)?,
@@ -117,6 +123,13 @@ impl Options {
             provenance: self.provenance,
             sbom: self.sbom,
             media_types: self.media_types,
+            verify: self.verify,
+            if_unchanged: flags.if_unchanged,
+            expected_tags: BTreeMap::new(),
+            compression: self.compression,
+            rewrite_timestamp: flags.rewrite_timestamp,
+            verify_allow: flags.verify_allow.clone(),
+            smoke: flags.smoke.clone().map(|command| Smoke { command, expect: flags.expect.clone() }),
             emulation: self.emulation,
             required_labels: self.required_labels,
             priority: flags.priority,
@@ -208,6 +221,16 @@ fn tags(flags: &BuildFlags) -> Result<Vec<ImageReference>, Failure> {
         }
     }
     Ok(all)
+}
+
+/// With `SOURCE_DATE_EPOCH` from the environment, as buildx has it (`build/opt.go`).
+fn build_args(flags: &BuildFlags, variables: Variables<'_>) -> BTreeMap<String, String> {
+    const EPOCH: &str = "SOURCE_DATE_EPOCH";
+    let mut all = key_values(&flags.build_arg, |key| variables(key));
+    if let (false, Some(time)) = (all.contains_key(EPOCH), variables(EPOCH)) {
+        all.insert(EPOCH.to_owned(), time);
+    }
+    all
 }
 
 /// `KEY=VALUE` or `KEY`, whose value `default` gives; `None` leaves the key out.

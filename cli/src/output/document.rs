@@ -22,7 +22,7 @@ macro_rules! documents {
 }
 
 documents! {
-    Build ListBuildsResponse ExplainBuildResponse LogsResponse ListImagesResponse
+    Build ListBuildsResponse ExplainBuildResponse LogsResponse ListImagesResponse DiffImagesResponse RemoveImageResponse
     Worker ListWorkersResponse CreateJoinTokenResponse
     CreateApiTokenResponse ListApiTokensResponse FarmInfo
     ListJoinTokensResponse ListAuditResponse AuditEntry

@@ -257,6 +257,17 @@ impl BuildService for Handler {
         Err(Status::unimplemented(""))
     }
 
+    async fn diff_images(&self, _: Request<v1::DiffImagesRequest>) -> Result<Response<v1::DiffImagesResponse>, Status> {
+        Err(Status::unimplemented("no versions here"))
+    }
+
+    async fn remove_image(
+        &self,
+        _: Request<v1::RemoveImageRequest>,
+    ) -> Result<Response<v1::RemoveImageResponse>, Status> {
+        Err(Status::unimplemented("no versions here"))
+    }
+
     async fn list_images(&self, request: Request<v1::ListImagesRequest>) -> Reply<v1::ListImagesResponse> {
         Self::allow(&request, false)?;
         let version = v1::ImageVersion {

@@ -9,11 +9,13 @@ mod follow;
 pub mod ignore;
 mod manifest;
 pub mod pattern;
+mod single;
 mod wire;
 
 pub use entry::{ChunkRef, Entry, EntryKind, InvalidEntry, compare_paths};
 pub use follow::{follow_links, without_nested};
 pub use manifest::{InvalidManifest, Manifest, ManifestChunk, ManifestDecoder, ManifestEncoder, Root};
+pub use single::single_file_tree;
 pub use wire::Malformed;
 
 use std::{fmt, str::FromStr};

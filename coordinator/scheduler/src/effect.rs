@@ -99,6 +99,7 @@ fn list(platforms: &[Platform]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dispatch {
     pub worker: WorkerId,
+    pub worker_name: String,
     pub attempt: AttemptId,
     pub task: TaskId,
     pub build: BuildId,

@@ -290,6 +290,7 @@ impl Scheduler {
         place.cursors[grade_index(grade)] = worker.0 + 1;
         let dispatch = Dispatch {
             worker: entry.record.id,
+            worker_name: entry.record.name.clone(),
             attempt,
             task: task.record.id,
             build: build.record.id,

@@ -212,6 +212,7 @@ pub(crate) fn image(number: u8) -> ImageDescriptor {
         media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
         digest: kiln_common::Digest::from_sha256([number; 32]),
         size: 1,
+        bases: Vec::new(),
     }
 }
 

@@ -28,6 +28,8 @@ const TABLE: &[(&str, Need)] = &[
     ("/kiln.v1.BuildService/Backfill", SUBMITTER),
     ("/kiln.v1.BuildService/Explain", VIEWER),
     ("/kiln.v1.BuildService/ListImages", VIEWER),
+    ("/kiln.v1.BuildService/DiffImages", VIEWER),
+    ("/kiln.v1.BuildService/RemoveImage", SUBMITTER),
     ("/kiln.v1.BuildService/ForwardAgent", SUBMITTER),
     ("/kiln.v1.ContextService/FindMissing", SUBMITTER),
     ("/kiln.v1.ContextService/Upload", SUBMITTER),

@@ -161,6 +161,20 @@ impl BuildService for Api {
         Ok(Response::new(self.list_image_versions(request.into_inner()).await?))
     }
 
+    async fn diff_images(
+        &self,
+        request: Request<v1::DiffImagesRequest>,
+    ) -> Result<Response<v1::DiffImagesResponse>, Status> {
+        Ok(Response::new(self.compare_images(request.into_inner()).await?))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<v1::RemoveImageRequest>,
+    ) -> Result<Response<v1::RemoveImageResponse>, Status> {
+        Ok(Response::new(self.remove_version(request.into_inner()).await?))
+    }
+
     type ForwardAgentStream = Answers<v1::AgentFrame>;
 
     async fn forward_agent(

@@ -39,7 +39,7 @@ impl Api {
 }
 
 /// What the build published in this repository; `None` when no tag of it moved there.
-fn version(repository: &Repository, records: &BuildView) -> Option<v1::ImageVersion> {
+pub(super) fn version(repository: &Repository, records: &BuildView) -> Option<v1::ImageVersion> {
     let published = records.build.published.as_ref()?;
     let in_repository = |text: &String| {
         let tag: ImageReference = text.parse().ok()?;

@@ -7,6 +7,7 @@ mod audit;
 mod builds;
 mod farm;
 mod images;
+mod images_find;
 mod listing;
 mod log_stream;
 mod resolve;
@@ -46,6 +47,7 @@ pub struct Api {
     pub revocations: Arc<Revocations>,
     pub agents: Arc<AgentRelay>,
     pub trail: Trail,
+    pub publisher: Arc<dyn driver::Publisher>,
     /// Where the dashboard is, for [`kiln_proto::v1::FarmInfo`].
     pub dashboard_url: Arc<str>,
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kiln_common::{
     BuildId, BuildSpec, Reason, Timestamp,
-    context::{ChunkId, ChunkRef, ContextDigest, Entry, EntryKind, ManifestEncoder},
+    context::{ChunkId, ContextDigest, single_file_tree},
     limits,
     spec::Violation,
 };
@@ -32,8 +32,11 @@ impl Api {
         let secret_ids: Vec<String> = request.secrets.keys().cloned().collect();
         let mut inline = Vec::new();
         let decoded = spec::decode(wire, secret_ids, |text| {
-            let (root, chunks) = single_file_tree(spec::INLINE_DOCKERFILE, text);
-            inline = chunks;
+            // An empty Dockerfile has no chunk; the decoder has refused it by now.
+            let Some((root, chunks)) = single_file_tree(spec::INLINE_DOCKERFILE, text) else {
+                return ContextDigest(ChunkId::of(&[]));
+            };
+            inline = chunks.into_iter().map(|(id, bytes)| (id, Bytes::from(bytes))).collect();
             root
         });
         let secrets = BuildSecrets::from_wire(request.secrets, request.credentials);
@@ -49,9 +52,26 @@ impl Api {
             self.store_chunks(inline).await?;
         }
         self.check_trees(&build_spec).await?;
+        let build_spec = self.with_expected_tags(build_spec, &secrets).await?;
         let request_id = Some(request.request_id).filter(|id| !id.is_empty());
         let submission = Submission { build: BuildId::generate(), request_id, spec: build_spec, secrets };
         self.driver.submit(submission).await.map_err(refused)
+    }
+
+    /// With `--if-unchanged`: what the tags name now, as far as the caller did not say.
+    async fn with_expected_tags(&self, spec: BuildSpec, secrets: &BuildSecrets) -> Result<BuildSpec, Refused> {
+        if !spec.if_unchanged {
+            return Ok(spec);
+        }
+        let named = self.publisher.tags(&spec.tags, secrets.credentials.clone());
+        let named = tokio::time::timeout(limits::REGISTRY_CALL_TIMEOUT, named).await;
+        let unread = |why: String| {
+            Refused::invalid(vec![Violation::new("spec.if_unchanged", format!("the tags cannot be read: {why}"))])
+        };
+        let mut expected =
+            named.map_err(|_| unread("the registry does not answer in time".to_owned()))?.map_err(unread)?;
+        expected.extend(spec.expected_tags);
+        Ok(BuildSpec { expected_tags: expected, ..spec })
     }
 
     async fn store_chunks(&self, chunks: Vec<(kiln_common::context::ChunkId, Bytes)>) -> Result<(), Refused> {
@@ -81,24 +101,6 @@ fn incomplete(root: ContextDigest, missing: u64) -> Refused {
 fn contexts_failed(error: ContextsError) -> Refused {
     error!(%error, "the context store failed a submit");
     Refused::from(error)
-}
-
-/// A tree of one file, as a client makes it of a Dockerfile.
-fn single_file_tree(name: &str, text: &str) -> (ContextDigest, Vec<(ChunkId, Bytes)>) {
-    let content = Bytes::copy_from_slice(text.as_bytes());
-    let chunk = ChunkRef { id: ChunkId::of(&content), len: u32::try_from(content.len()).unwrap_or(u32::MAX) };
-    let kind = EntryKind::File(Box::new([chunk]));
-    let entry = Entry { path: name.into(), kind, mode: 0o644, mtime_ns: 0 };
-    let mut encoder = ManifestEncoder::default();
-    let encoded = encoder.push(&entry).and_then(|full| Ok((full, encoder.finish()?)));
-    match encoded {
-        Ok((full, (last, root, digest))) => {
-            let manifest = full.into_iter().chain(last).chain([root]).map(|chunk| (chunk.id, Bytes::from(chunk.bytes)));
-            (digest, [(chunk.id, content)].into_iter().chain(manifest).collect())
-        }
-        // An empty Dockerfile has no chunk; the decoder has refused it by now.
-        Err(_) => (ContextDigest(ChunkId::of(&[])), Vec::new()),
-    }
 }
 
 /// The one map from what the driver refuses to reasons.

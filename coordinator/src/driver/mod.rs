@@ -21,7 +21,7 @@ pub use handle::{BuildWatch, Handle, Stopped, Submission, SubmitError, Submitted
 pub use hub::WatchEnd;
 pub use ledger::{Ledger, LiveAttempt};
 pub use outbox::{Order, Outbox};
-pub use publisher::{PublishOutcome, Publisher};
+pub use publisher::{PublishOutcome, Publisher, Removed};
 pub use speakers::SessionId;
 pub use turn::{Driver, Parts, Queue, StopCause};
 

@@ -1,13 +1,16 @@
 //! What the driver promises, with a store that can fail and a farm of no real workers.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::BoxStream};
-use kiln_common::{BuildId, BuildSpec, Grade, Timestamp, WorkerId, limits};
+use kiln_common::{BuildId, BuildSpec, Digest, Grade, ImageReference, Timestamp, WorkerId, limits};
 use kiln_scheduler::{
     BuildState, Event, Scheduler, WorkerRecord,
     effect::PublishJob,
@@ -17,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Driver, Handle, Ledger, Order, Outbox, Parts, PublishOutcome, Publisher, SessionId, StopCause, Submission,
+    Driver, Handle, Ledger, Order, Outbox, Parts, PublishOutcome, Publisher, Removed, SessionId, StopCause, Submission,
     SubmitError,
 };
 use crate::{
@@ -74,6 +77,24 @@ struct Never;
 
 #[async_trait]
 impl Publisher for Never {
+    async fn tags(
+        &self,
+        _: &[ImageReference],
+        _: Vec<RegistryCredential>,
+    ) -> Result<BTreeMap<ImageReference, Option<Digest>>, String> {
+        Ok(BTreeMap::new())
+    }
+
+    async fn remove(
+        &self,
+        _: &ImageReference,
+        _: BTreeSet<Digest>,
+        _: Vec<RegistryCredential>,
+        _: bool,
+    ) -> Result<Removed, String> {
+        Err("nothing is removed here".to_owned())
+    }
+
     async fn publish(&self, _: PublishJob, _: Vec<RegistryCredential>, _: CancellationToken) -> PublishOutcome {
         std::future::pending().await
     }

@@ -12,6 +12,10 @@ pub(super) enum Fault {
     NotFound,
     /// 401 with the best credentials at hand, or 403.
     Denied,
+    /// A layer holds what is out of place.
+    Foreign,
+    /// A tag that may not move.
+    Immutable,
     /// Any other answer that will be the same next time.
     Final,
     /// Someone gave the publish up.

@@ -84,6 +84,13 @@ impl Fake {
         digest
     }
 
+    pub fn put_tag(&self, repository: &str, tag: &str, media_type: &str, bytes: impl Into<Bytes>) -> Digest {
+        let bytes = bytes.into();
+        let digest = self.put_manifest(repository, media_type, bytes.clone());
+        self.lock().manifests.insert((repository.to_owned(), tag.to_owned()), (media_type.to_owned(), bytes));
+        digest
+    }
+
     /// Media type and bytes under a tag or a digest.
     pub fn manifest(&self, repository: &str, reference: &str) -> Option<(String, Bytes)> {
         self.lock().manifests.get(&(repository.to_owned(), reference.to_owned())).cloned()

@@ -1,7 +1,7 @@
-//! One leg before it may stand under a tag: it exists in every repository, it is of its platform, its media types fit.
+//! One leg before it may stand under a tag: it exists in every repository, it and its programs are of its platform, its
+//! media types fit.
 //!
-//! Later checks of a leg's content (ELF headers, smoke runs) belong behind [`check`], too: it is the only way to a
-//! [`CheckedLeg`], and only checked legs are merged.
+//! [`check`] is the only way to a [`CheckedLeg`], and only checked legs are merged.
 
 use futures_util::future::{try_join, try_join_all};
 use kiln_common::{
@@ -14,6 +14,7 @@ use super::{
     error::{Fault, RegistryError},
     manifest::{self, Config, Descriptor, Index, Manifest, WirePlatform},
     registry::{Fetched, Pointer, Session},
+    verify::Verifier,
 };
 
 /// A leg that may be merged.
@@ -30,15 +31,25 @@ pub(super) struct CheckedLeg {
 }
 
 /// Checks one leg in all repositories of the build.
-pub(super) async fn check(session: &Session, spec: &BuildSpec, leg: &Leg) -> Result<CheckedLeg, RegistryError> {
-    let checked = check_in_repositories(session, spec, leg).await;
+pub(super) async fn check(
+    session: &Session,
+    verifier: &Verifier,
+    spec: &BuildSpec,
+    leg: &Leg,
+) -> Result<CheckedLeg, RegistryError> {
+    let checked = check_in_repositories(session, verifier, spec, leg).await;
     checked.map_err(|error| RegistryError { message: format!("{}: {}", leg.platform, error.message), ..error })
 }
 
-async fn check_in_repositories(session: &Session, spec: &BuildSpec, leg: &Leg) -> Result<CheckedLeg, RegistryError> {
+async fn check_in_repositories(
+    session: &Session,
+    verifier: &Verifier,
+    spec: &BuildSpec,
+    leg: &Leg,
+) -> Result<CheckedLeg, RegistryError> {
     let repositories = spec.repositories();
     let (first, others) = repositories.split_first().ok_or_else(|| wrong("the build names no repository"))?;
-    let checked = check_content(session, first, spec, leg).await?;
+    let checked = check_content(session, verifier, first, spec, leg).await?;
     let wanted: Vec<&Descriptor> = [&checked.image].into_iter().chain(&checked.attestations).collect();
     let attestations = checked.attestations.iter().map(|descriptor| exists(session, first, descriptor));
     let elsewhere = others.iter().flat_map(|repository| wanted.iter().map(|one| exists(session, repository, one)));
@@ -52,6 +63,7 @@ async fn exists(session: &Session, repository: &Repository, descriptor: &Descrip
 
 async fn check_content(
     session: &Session,
+    verifier: &Verifier,
     repository: &Repository,
     spec: &BuildSpec,
     leg: &Leg,
@@ -73,6 +85,7 @@ async fn check_content(
     }
     let config = session.blob(repository, &manifest.config.digest, limits::IMAGE_CONFIG_BYTES).await?;
     check_platform(&config, &leg.platform)?;
+    verifier.check(session, repository, spec, leg, &manifest.layers).await?;
     let size = manifest.layers.iter().fold(manifest.config.size, |sum, layer| sum.saturating_add(layer.size));
     let image = Descriptor {
         media_type,

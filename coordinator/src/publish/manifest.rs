@@ -80,6 +80,12 @@ impl Descriptor {
     }
 }
 
+impl WirePlatform {
+    pub fn is(&self, platform: &Platform) -> bool {
+        Platform::new(&self.os, &self.architecture, self.variant.as_deref()).is_ok_and(|own| own == *platform)
+    }
+}
+
 impl From<&Platform> for WirePlatform {
     fn from(platform: &Platform) -> Self {
         Self {

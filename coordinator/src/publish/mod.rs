@@ -4,21 +4,34 @@
 //! missing, unchecked or wrong-platform child; a failure says which tags moved; a retry finishes without a rebuild.
 
 mod auth;
+mod catalog;
+mod clean;
 mod error;
 mod leg;
 mod manifest;
 mod registry;
+mod survey;
 mod tags;
 mod target;
+mod verify;
 
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod tags_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verify_tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
-use kiln_common::Timestamp;
+use futures_util::future::{join, try_join_all};
+use kiln_common::{Digest, ImageReference, Timestamp};
 use kiln_scheduler::{effect::PublishJob, record::Published};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,16 +39,19 @@ use tracing::{info, warn};
 
 use crate::{
     credentials::RegistryCredential,
-    driver::publisher::{PublishOutcome, Publisher},
+    driver::publisher::{PublishOutcome, Publisher, Removed},
     http::metrics,
 };
 use error::RegistryError;
 use registry::{Registries, Session};
+use survey::Survey;
 use target::Target;
+use verify::Verifier;
 
 /// Publishes to registries over the distribution API.
 pub struct RegistryPublisher {
     registries: Registries,
+    verifier: Verifier,
 }
 
 /// No HTTP client could be made.
@@ -44,20 +60,25 @@ pub struct RegistryPublisher {
 pub struct SetUpError(#[from] reqwest::Error);
 
 impl RegistryPublisher {
-    /// `insecure_registries`: `host[:port]`s that speak plain HTTP; loopback ones always do.
+    /// `insecure_registries`: `host[:port]`s that speak plain HTTP; loopback ones always do. `verdicts`: the file that
+    /// remembers which layers were verified.
     ///
     /// # Errors
     /// [`SetUpError`].
-    pub fn new(insecure_registries: impl IntoIterator<Item = String>) -> Result<Self, SetUpError> {
-        Ok(Self { registries: Registries::new(insecure_registries)? })
+    pub fn new(
+        insecure_registries: impl IntoIterator<Item = String>,
+        verdicts: Option<PathBuf>,
+    ) -> Result<Self, SetUpError> {
+        Ok(Self { registries: Registries::new(insecure_registries)?, verifier: Verifier::new(verdicts) })
     }
 
     async fn run(&self, job: &PublishJob, session: &Session) -> Result<Published, PublishOutcome> {
         let failed = |error: RegistryError| PublishOutcome::Failed { published: None, message: error.message };
-        let target = prepare(session, job).await.map_err(failed)?;
-        // A publish that was interrupted may have moved some tags without anyone having noted it.
-        let is_retry = job.publish > 1 || job.earlier.is_some();
-        let moved = tags::move_all(session, &job.spec.tags, &target, is_retry).await;
+        let preparing = prepare(&self.verifier, session, job);
+        let (target, before) = join(preparing, Survey::take(session, &job.spec.tags)).await;
+        let target = target.map_err(failed)?;
+        before.allows(job, &target.digest).map_err(failed)?;
+        let moved = tags::move_all(session, &job.spec.tags, &target, &before).await;
         let published = |tags: Vec<String>| Published {
             digest: target.digest.clone(),
             media_type: target.media_type.clone(),
@@ -76,8 +97,8 @@ impl RegistryPublisher {
 }
 
 /// Everything before the first tag moves.
-async fn prepare(session: &Session, job: &PublishJob) -> Result<Target, RegistryError> {
-    let legs = try_join_all(job.legs.iter().map(|leg| leg::check(session, &job.spec, leg))).await?;
+async fn prepare(verifier: &Verifier, session: &Session, job: &PublishJob) -> Result<Target, RegistryError> {
+    let legs = try_join_all(job.legs.iter().map(|leg| leg::check(session, verifier, &job.spec, leg))).await?;
     let target = target::merge(&job.spec, legs)?;
     tags::push(session, &job.spec.tags, &target).await?;
     Ok(target)
@@ -102,6 +123,26 @@ fn describe(moved: &tags::Moved) -> String {
 
 #[async_trait]
 impl Publisher for RegistryPublisher {
+    async fn tags(
+        &self,
+        tags: &[ImageReference],
+        credentials: Vec<RegistryCredential>,
+    ) -> Result<BTreeMap<ImageReference, Option<Digest>>, String> {
+        let session = self.registries.session(credentials, CancellationToken::new());
+        Survey::take(&session, tags).await.complete().map_err(|error| error.message)
+    }
+
+    async fn remove(
+        &self,
+        reference: &ImageReference,
+        versions: BTreeSet<Digest>,
+        credentials: Vec<RegistryCredential>,
+        dry_run: bool,
+    ) -> Result<Removed, String> {
+        let session = self.registries.session(credentials, CancellationToken::new());
+        clean::remove(&session, reference, &versions, dry_run).await.map_err(|error| error.message)
+    }
+
     async fn publish(
         &self,
         job: PublishJob,

@@ -131,7 +131,8 @@ impl Session {
         self.retry(|| self.manifest_once(repository, at)).await
     }
 
-    async fn manifest_once(&self, repository: &Repository, at: Pointer<'_>) -> Result<Fetched, RegistryError> {
+    /// The same, tried once.
+    pub async fn manifest_once(&self, repository: &Repository, at: Pointer<'_>) -> Result<Fetched, RegistryError> {
         let request =
             Call { method: Method::GET, repository, kind: "manifests", reference: at.to_string(), body: None };
         let response = self.send(&request, "pull from").await?;
@@ -204,8 +205,15 @@ impl Session {
         .await
     }
 
+    /// The answer to a blob's GET, whose body is the caller's to read, to bound and to check.
+    pub async fn open_blob(&self, repository: &Repository, digest: &Digest) -> Result<Response, RegistryError> {
+        let request =
+            Call { method: Method::GET, repository, kind: "blobs", reference: digest.to_string(), body: None };
+        self.send_within(&request, "pull from", limits::LAYER_TIMEOUT).await
+    }
+
     /// Tries until it succeeds, cannot succeed any more, or the publish's budget is used up.
-    async fn retry<T, F: Future<Output = Result<T, RegistryError>>>(
+    pub async fn retry<T, F: Future<Output = Result<T, RegistryError>>>(
         &self,
         call: impl Fn() -> F,
     ) -> Result<T, RegistryError> {
@@ -226,7 +234,14 @@ impl Session {
             let at_least = match &error.fault {
                 Fault::Transient { retry_after } => *retry_after,
                 Fault::NotFound if began.elapsed() < limits::READ_AFTER_WRITE => None,
-                Fault::NotFound | Fault::Denied | Fault::Final | Fault::Abandoned => return Err(error),
+                Fault::NotFound
+                | Fault::Denied
+                | Fault::Foreign
+                | Fault::Immutable
+                | Fault::Final
+                | Fault::Abandoned => {
+                    return Err(error);
+                }
             };
             let Some(wait) = backoff.next(self.started.elapsed(), rand::random(), at_least) else {
                 return Err(self.out_of_budget(error, at_least));
@@ -251,15 +266,20 @@ impl Session {
     }
 
     /// One request, logged in where the registry asks for it.
-    async fn send(&self, call: &Call<'_>, act: &str) -> Result<Response, RegistryError> {
+    pub async fn send(&self, call: &Call<'_>, act: &str) -> Result<Response, RegistryError> {
+        self.send_within(call, act, limits::REGISTRY_CALL_TIMEOUT).await
+    }
+
+    /// The same with another limit for the whole call, its body included.
+    async fn send_within(&self, call: &Call<'_>, act: &str, timeout: Duration) -> Result<Response, RegistryError> {
         let slot = self.slot(call.repository);
         let authorization = slot.lock().await.clone();
-        let response = self.request(call, authorization.as_ref()).await?;
+        let response = self.request(call, authorization.as_ref(), timeout).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return check(call, act, response, self.credential(call.repository).is_some()).await;
         }
         let fresh = self.log_in(call.repository, &slot, authorization.as_ref(), &response).await?;
-        let response = self.request(call, fresh.as_ref()).await?;
+        let response = self.request(call, fresh.as_ref(), timeout).await?;
         check(call, act, response, self.credential(call.repository).is_some()).await
     }
 
@@ -294,9 +314,14 @@ impl Session {
         self.credentials.iter().find(|credential| credential.host == repository.host())
     }
 
-    async fn request(&self, call: &Call<'_>, authorization: Option<&HeaderValue>) -> Result<Response, RegistryError> {
+    async fn request(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<&HeaderValue>,
+        timeout: Duration,
+    ) -> Result<Response, RegistryError> {
         let url = self.registries.url(call.repository, call.kind, &call.reference);
-        let mut request = self.registries.client(call.repository).request(call.method.clone(), url);
+        let mut request = self.registries.client(call.repository).request(call.method.clone(), url).timeout(timeout);
         if call.kind == "manifests" {
             request = request.header(ACCEPT, manifest::ACCEPTED);
         }
@@ -310,12 +335,13 @@ impl Session {
     }
 }
 
-struct Call<'a> {
-    method: Method,
-    repository: &'a Repository,
-    kind: &'a str,
-    reference: String,
-    body: Option<(&'a str, &'a Bytes)>,
+/// One request.
+pub(super) struct Call<'a> {
+    pub method: Method,
+    pub repository: &'a Repository,
+    pub kind: &'a str,
+    pub reference: String,
+    pub body: Option<(&'a str, &'a Bytes)>,
 }
 
 /// The response, if it is a success; else what the registry says, in our words.

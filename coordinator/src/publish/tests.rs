@@ -20,7 +20,7 @@ use super::{
 
 const FOUR: [&str; 4] = ["linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm/v6"];
 
-fn spec(platforms: &[&str], tags: &[String]) -> BuildSpec {
+pub(super) fn spec(platforms: &[&str], tags: &[String]) -> BuildSpec {
     let request = |text: &&str| PlatformRequest { platform: text.parse().expect("platform"), required: true };
     BuildSpec {
         platforms: platforms.iter().map(request).collect(),
@@ -30,48 +30,78 @@ fn spec(platforms: &[&str], tags: &[String]) -> BuildSpec {
     }
 }
 
-/// Pushes an image as a worker would: its configuration and its manifest, into each repository.
-fn push_leg(fake: &Fake, repositories: &[&str], platform: &str, media_type: &str) -> Leg {
+/// Pushes an image as a worker would: a layer, its configuration and its manifest, into each repository.
+pub(super) fn push_leg(fake: &Fake, repositories: &[&str], platform: &str, media_type: &str) -> Leg {
+    push_leg_with(fake, repositories, platform, media_type, archive(&[("etc/platform", platform.as_bytes())]))
+}
+
+pub(super) fn push_leg_with(
+    fake: &Fake,
+    repositories: &[&str],
+    platform: &str,
+    media_type: &str,
+    layer: Vec<u8>,
+) -> Leg {
     let platform: Platform = platform.parse().expect("platform");
     let variant = platform.variant().map(|v| format!(r#","variant":"{v}""#)).unwrap_or_default();
     let config =
         format!(r#"{{"os":"{}","architecture":"{}"{variant},"rootfs":{{}}}}"#, platform.os(), platform.architecture());
-    let size = config.len();
-    let config = fake.put_blob(config);
-    let kind = if media_type == OCI_MANIFEST { "oci" } else { "docker" };
+    let (size, layer_size) = (config.len(), layer.len());
+    let (config, layer) = (fake.put_blob(config), fake.put_blob(layer));
+    let (config_type, layer_type) = match media_type {
+        OCI_MANIFEST => ("application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar+gzip"),
+        _ => ("application/vnd.docker.container.image.v1+json", "application/vnd.docker.image.rootfs.diff.tar.gzip"),
+    };
     let manifest = format!(
-        r#"{{"schemaVersion":2,"mediaType":"{media_type}","config":{{"mediaType":"application/vnd.{kind}.image.config.v1+json","digest":"{config}","size":{size}}},"layers":[{{"mediaType":"application/vnd.{kind}.image.layer.v1.tar+gzip","digest":"{config}","size":1000}}]}}"#
+        r#"{{"schemaVersion":2,"mediaType":"{media_type}","config":{{"mediaType":"{config_type}","digest":"{config}","size":{size}}},"layers":[{{"mediaType":"{layer_type}","digest":"{layer}","size":{layer_size}}}]}}"#
     );
     let bytes = manifest.len() as u64;
     let mut digest = None;
     for repository in repositories {
         digest = Some(fake.put_manifest(repository, media_type, manifest.clone()));
     }
-    let image = ImageDescriptor { media_type: media_type.into(), digest: digest.expect("a repository"), size: bytes };
+    let image = ImageDescriptor {
+        media_type: media_type.into(),
+        digest: digest.expect("a repository"),
+        size: bytes,
+        bases: Vec::new(),
+    };
     Leg { platform, image, grade: Grade::Native }
 }
 
-fn job(spec: BuildSpec, legs: Vec<Leg>) -> PublishJob {
+/// A layer with these files.
+pub(super) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o755);
+        builder.append_data(&mut header, path, *content).expect("appended");
+    }
+    builder.into_inner().expect("an archive")
+}
+
+pub(super) fn job(spec: BuildSpec, legs: Vec<Leg>) -> PublishJob {
     PublishJob { build: BuildId::generate(), publish: 1, spec: Arc::new(spec), legs, earlier: None }
 }
 
-async fn run(job: PublishJob) -> PublishOutcome {
+pub(super) async fn run(job: PublishJob) -> PublishOutcome {
     run_as(job, Vec::new()).await
 }
 
 async fn run_as(job: PublishJob, credentials: Vec<RegistryCredential>) -> PublishOutcome {
-    let publisher = RegistryPublisher::new([]).expect("publisher");
+    let publisher = RegistryPublisher::new([], None).expect("publisher");
     publisher.publish(job, credentials, CancellationToken::new()).await
 }
 
-fn succeeded(outcome: PublishOutcome) -> Published {
+pub(super) fn succeeded(outcome: PublishOutcome) -> Published {
     match outcome {
         PublishOutcome::Succeeded(published) => published,
         PublishOutcome::Failed { message, .. } => panic!("{message}"),
     }
 }
 
-fn failed(outcome: PublishOutcome) -> (Option<Published>, String) {
+pub(super) fn failed(outcome: PublishOutcome) -> (Option<Published>, String) {
     match outcome {
         PublishOutcome::Succeeded(published) => panic!("{published:?}"),
         PublishOutcome::Failed { published, message } => (published, message),
@@ -168,7 +198,7 @@ async fn attestations_survive_the_merge_when_asked_for_and_only_then() {
     );
     let size = own.len() as u64;
     let digest = fake.put_manifest("a", OCI_INDEX, own);
-    let leg = Leg { image: ImageDescriptor { media_type: OCI_INDEX.into(), digest, size }, ..image };
+    let leg = Leg { image: ImageDescriptor { media_type: OCI_INDEX.into(), digest, size, bases: Vec::new() }, ..image };
     let other = push_leg(&fake, &["a"], "linux/arm64", OCI_MANIFEST);
     let two = ["linux/amd64", "linux/arm64"];
     let plain = spec(&two, &[format!("{}/a:1", fake.host)]);
@@ -247,7 +277,7 @@ async fn an_abandoned_publish_moves_nothing() {
     let abandoned = CancellationToken::new();
     abandoned.cancel();
     let this = job(spec(&["linux/amd64"], &[format!("{}/a:1", fake.host)]), vec![leg]);
-    let publisher = RegistryPublisher::new([]).expect("publisher");
+    let publisher = RegistryPublisher::new([], None).expect("publisher");
     let (published, message) = failed(publisher.publish(this, Vec::new(), abandoned).await);
     assert!(published.is_none() && message.contains("abandoned") && fake.manifest("a", "1").is_none());
 }
@@ -257,7 +287,7 @@ async fn too_large_manifests_are_refused_without_being_held() {
     let fake = Fake::start().await;
     let large = vec![b' '; limits::MANIFEST_BYTES + 1];
     let digest: Digest = fake.put_manifest("a", OCI_MANIFEST, large);
-    let image = ImageDescriptor { media_type: OCI_MANIFEST.into(), digest, size: 0 };
+    let image = ImageDescriptor { media_type: OCI_MANIFEST.into(), digest, size: 0, bases: Vec::new() };
     let leg = Leg { platform: "linux/amd64".parse().expect("platform"), image, grade: Grade::Native };
     let (_, message) = failed(run(job(spec(&["linux/amd64"], &[format!("{}/a:1", fake.host)]), vec![leg])).await);
     assert!(message.contains("sends more than"), "{message}");

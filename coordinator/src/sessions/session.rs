@@ -294,8 +294,18 @@ impl Session {
             credentials: secrets.credentials.iter().map(|credential| credential.to_wire()).collect(),
             insecure_registries: self.farm.insecure_registries.to_vec(),
             timeout: Some(convert::duration_to_wire(dispatch.deadline.since(Timestamp::now()))),
+            builder_id: builder_id(&dispatch),
         })
     }
+}
+
+/// Who built a leg and how, as a URI (SLSA: `builder.id`). Names of workers may hold anything.
+fn builder_id(dispatch: &Dispatch) -> String {
+    let name = percent_encoding::utf8_percent_encode(&dispatch.worker_name, percent_encoding::NON_ALPHANUMERIC);
+    format!(
+        "kiln:build/{}/attempt/{}?worker={name}&worker-id={}&grade={}",
+        dispatch.build, dispatch.attempt, dispatch.worker, dispatch.grade
+    )
 }
 
 /// How a stream broke: what cannot be read is the worker's doing, the rest is the network's.

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc,
@@ -14,13 +15,13 @@ use std::{
 use async_trait::async_trait;
 use clap::Parser;
 use kiln_common::{
-    Digest, Timestamp,
+    Digest, ImageReference, Timestamp,
     runtime::{Dialer, JoinToken, Shutdown, tls},
 };
 use kiln_coordinator::{
     Config, Running,
     credentials::RegistryCredential,
-    driver::{PublishOutcome, Publisher},
+    driver::{PublishOutcome, Publisher, Removed},
 };
 use kiln_proto::v1::{
     self, build_service_client::BuildServiceClient, coordinator_message::Message as Down,
@@ -48,6 +49,24 @@ pub struct FakePublisher {
 
 #[async_trait]
 impl Publisher for FakePublisher {
+    async fn tags(
+        &self,
+        tags: &[ImageReference],
+        _: Vec<RegistryCredential>,
+    ) -> Result<BTreeMap<ImageReference, Option<Digest>>, String> {
+        Ok(tags.iter().map(|tag| (tag.clone(), Some(digest()))).collect())
+    }
+
+    async fn remove(
+        &self,
+        _: &ImageReference,
+        _: BTreeSet<Digest>,
+        _: Vec<RegistryCredential>,
+        _: bool,
+    ) -> Result<Removed, String> {
+        Err("nothing is removed here".to_owned())
+    }
+
     async fn publish(&self, job: PublishJob, _: Vec<RegistryCredential>, _: CancellationToken) -> PublishOutcome {
         self.published.fetch_add(1, Ordering::SeqCst);
         PublishOutcome::Succeeded(Published {

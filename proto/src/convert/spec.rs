@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, fmt::Display, str::FromStr};
 
 use kiln_common::{
-    BuildSpec,
+    BuildSpec, Digest, ImageReference,
     context::ContextDigest,
     limits,
+    smoke::Smoke,
     spec::{
         Annotation, AnnotationScope, CacheKind, CacheOption, Dockerfile, MediaTypes, NamedContext, NetworkMode,
-        PlatformRequest, Violation, parse_annotation,
+        PlatformRequest, Verify, Violation, parse_annotation,
     },
 };
 
@@ -29,8 +30,8 @@ pub fn decode(
     inline_tree: impl FnOnce(&str) -> ContextDigest,
 ) -> Result<BuildSpec, Vec<Violation>> {
     let mut violations = Violations::default();
-    let tags: Vec<_> = violations
-        .each("tags", &wire.tags, |text| text.parse::<kiln_common::ImageReference>().and_then(|tag| tag.into_target()));
+    let tags: Vec<_> =
+        violations.each("tags", &wire.tags, |text| text.parse::<ImageReference>().and_then(|tag| tag.into_target()));
     let project = match (wire.project.is_empty(), tags.first()) {
         (true, Some(tag)) => tag.repository().to_string(),
         (true, None) => "unknown".to_owned(),
@@ -71,6 +72,13 @@ pub fn decode(
                 MediaTypes::Oci
             }
         },
+        verify: violations.one("verify", &wire.verify).unwrap_or_default(),
+        verify_allow: wire.verify_allow,
+        compression: violations.one("compression", &wire.compression).unwrap_or_default(),
+        rewrite_timestamp: wire.rewrite_timestamp,
+        if_unchanged: wire.if_unchanged,
+        expected_tags: decode_expected_tags(wire.expected_tags, &mut violations),
+        smoke: wire.smoke.map(|smoke| Smoke { command: smoke.command, expect: some_text(smoke.expect) }),
         emulation: violations.optional("emulation", &wire.emulation).unwrap_or_default(),
         required_labels: wire.required_labels.into_iter().collect(),
         priority: wire.priority,
@@ -144,6 +152,26 @@ fn decode_named_contexts(
         contexts.insert(name, source);
     }
     contexts
+}
+
+fn decode_expected_tags(
+    wire: std::collections::HashMap<String, String>,
+    violations: &mut Violations,
+) -> BTreeMap<ImageReference, Option<Digest>> {
+    let mut expected = BTreeMap::new();
+    for (tag, digest) in wire {
+        let field = format!("expected_tags[{tag}]");
+        let named = if digest.is_empty() { Some(None) } else { violations.one(&field, &digest).map(Some) };
+        let Some(reference) = violations.one::<ImageReference>(&field, &tag) else { continue };
+        match (reference.into_target(), named) {
+            (Ok(reference), Some(named)) => {
+                expected.insert(reference, named);
+            }
+            (Err(error), _) => violations.add(&field, error),
+            (Ok(_), None) => {}
+        }
+    }
+    expected
 }
 
 fn some_text(text: String) -> Option<String> {
@@ -244,6 +272,23 @@ pub fn encode(spec: &BuildSpec) -> v1::BuildSpec {
             MediaTypes::Docker => v1::MediaTypes::Docker,
         }
         .into(),
+        verify: match spec.verify {
+            Verify::Programs => String::new(),
+            Verify::Off => "off".to_owned(),
+        },
+        verify_allow: spec.verify_allow.clone(),
+        compression: spec.compression.name().unwrap_or_default().to_owned(),
+        rewrite_timestamp: spec.rewrite_timestamp,
+        if_unchanged: spec.if_unchanged,
+        expected_tags: spec
+            .expected_tags
+            .iter()
+            .map(|(tag, digest)| (tag.to_string(), digest.as_ref().map(ToString::to_string).unwrap_or_default()))
+            .collect(),
+        smoke: spec.smoke.as_ref().map(|smoke| v1::SmokeRun {
+            command: smoke.command.clone(),
+            expect: smoke.expect.clone().unwrap_or_default(),
+        }),
         emulation: spec.emulation.to_string(),
         required_labels: spec.required_labels.clone().into_iter().collect(),
         priority: spec.priority,
@@ -296,6 +341,12 @@ mod tests {
             cache_to: vec!["type=registry,ref=r.example/cache:x,mode=max".into()],
             add_hosts: vec!["db:10.0.0.1".into()],
             ulimits: vec!["nofile=1024:2048".into()],
+            verify: "off".into(),
+            verify_allow: vec!["opt/**".into()],
+            compression: "zstd".into(),
+            if_unchanged: true,
+            expected_tags: [("r.example/other:2".to_owned(), String::new())].into(),
+            smoke: Some(v1::SmokeRun { command: "hello".into(), expect: "Hello, {goarch}!".into() }),
             emulation: "wait=30s".into(),
             provenance: Some("mode=max".into()),
             ..v1::BuildSpec::default()
@@ -327,6 +378,7 @@ mod tests {
             network: "bridge".into(),
             emulation: "sometimes".into(),
             context: "zz".into(),
+            expected_tags: Default::default(),
             ..wire()
         };
         let mut fields: Vec<_> = decode_wire(broken).expect_err("broken").into_iter().map(|v| v.field).collect();

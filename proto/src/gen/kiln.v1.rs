@@ -209,6 +209,33 @@ pub struct BuildSpec {
     /// Ids of the build's secrets. The farm fills this in: in a request the values themselves name them.
     #[prost(string, repeated, tag = "30")]
     pub secret_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What is verified before a tag moves: `programs` (each leg's configuration and the ELF files of its layers) or `off`
+    /// (the configuration alone); empty: `programs`.
+    #[prost(string, tag = "31")]
+    pub verify: ::prost::alloc::string::String,
+    /// Paths at which programs of other platforms may lie, as patterns of `.dockerignore`.
+    #[prost(string, repeated, tag = "32")]
+    pub verify_allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// One command in the finished image, on each platform, before a tag moves; absent: none.
+    #[prost(message, optional, tag = "33")]
+    pub smoke: ::core::option::Option<SmokeRun>,
+    /// How the layers that the build makes are compressed: `gzip`, `zstd` or `estargz`; empty: as the engine does it.
+    #[prost(string, tag = "34")]
+    pub compression: ::prost::alloc::string::String,
+    /// Give every file of the layers the time of the build argument `SOURCE_DATE_EPOCH` at most, so that the same input
+    /// gives the same digests.
+    #[prost(bool, tag = "35")]
+    pub rewrite_timestamp: bool,
+    /// Move no tag that someone else moved since the submit.
+    #[prost(bool, tag = "36")]
+    pub if_unchanged: bool,
+    /// Digests that tags have to name before they move, by tag; an empty one: the tag must not exist. With `if_unchanged` the
+    /// farm fills in the others.
+    #[prost(map = "string, string", tag = "37")]
+    pub expected_tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
     /// Where the Dockerfile comes from.
     #[prost(oneof = "build_spec::Dockerfile", tags = "2, 3")]
     pub dockerfile: ::core::option::Option<build_spec::Dockerfile>,
@@ -225,6 +252,17 @@ pub mod build_spec {
         #[prost(message, tag = "3")]
         DockerfileInTree(super::DockerfileInTree),
     }
+}
+/// One command in the finished image. In both texts `{os}`, `{arch}`, `{variant}` and `{goarch}` stand for the parts of
+/// the leg's platform.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SmokeRun {
+    /// Words as a shell separates and quotes them; no shell runs them. It has no network.
+    #[prost(string, tag = "1")]
+    pub command: ::prost::alloc::string::String,
+    /// Part of what the command has to print; empty: it only has to end well.
+    #[prost(string, tag = "2")]
+    pub expect: ::prost::alloc::string::String,
 }
 /// A Dockerfile inside an uploaded tree, beside its ignore file.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -979,6 +1017,94 @@ pub struct ImagePlatform {
     #[prost(message, optional, tag = "5")]
     pub duration: ::core::option::Option<::prost_types::Duration>,
 }
+/// Which versions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiffImagesRequest {
+    /// A reference with a tag or a digest.
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    /// Another one; it may be of another repository.
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+}
+/// Two versions side by side.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DiffImagesResponse {
+    /// The first.
+    #[prost(message, optional, tag = "1")]
+    pub from: ::core::option::Option<ImageVersion>,
+    /// The second.
+    #[prost(message, optional, tag = "2")]
+    pub to: ::core::option::Option<ImageVersion>,
+    /// Every platform of either.
+    #[prost(message, repeated, tag = "3")]
+    pub platforms: ::prost::alloc::vec::Vec<PlatformDifference>,
+    /// What their builds were asked for differently.
+    #[prost(message, repeated, tag = "4")]
+    pub build: ::prost::alloc::vec::Vec<BuildDifference>,
+}
+/// One platform in two versions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlatformDifference {
+    /// For example `linux/arm64`.
+    #[prost(string, tag = "1")]
+    pub platform: ::prost::alloc::string::String,
+    /// In the first; absent: it lacks the platform.
+    #[prost(message, optional, tag = "2")]
+    pub from: ::core::option::Option<ImagePlatform>,
+    /// In the second; absent: it lacks the platform.
+    #[prost(message, optional, tag = "3")]
+    pub to: ::core::option::Option<ImagePlatform>,
+}
+/// One option in two builds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildDifference {
+    /// For example `--build-arg VERSION`, or `source`.
+    #[prost(string, tag = "1")]
+    pub option: ::prost::alloc::string::String,
+    /// In the first.
+    #[prost(string, tag = "2")]
+    pub from: ::prost::alloc::string::String,
+    /// In the second.
+    #[prost(string, tag = "3")]
+    pub to: ::prost::alloc::string::String,
+}
+/// What to take out of a repository.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RemoveImageRequest {
+    /// A reference with a tag, or with a digest that no tag names.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Credentials for its registry; used for this call alone.
+    #[prost(message, repeated, tag = "2")]
+    pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
+    /// Only say what would go.
+    #[prost(bool, tag = "3")]
+    pub dry_run: bool,
+}
+/// What went.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RemoveImageResponse {
+    /// The tag; empty where a digest was named.
+    #[prost(string, tag = "1")]
+    pub untagged: ::prost::alloc::string::String,
+    /// Manifests that are deleted, the index before its children.
+    #[prost(string, repeated, tag = "2")]
+    pub deleted: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Manifests of the version that stay.
+    #[prost(message, repeated, tag = "3")]
+    pub kept: ::prost::alloc::vec::Vec<KeptManifest>,
+}
+/// A manifest that something else needs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeptManifest {
+    /// Its digest.
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// What needs it.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
 /// A piece of one ssh agent connection.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentFrame {
@@ -1320,6 +1446,56 @@ pub mod build_service_client {
                 .insert(GrpcMethod::new("kiln.v1.BuildService", "ListImages"));
             self.inner.unary(req, path, codec).await
         }
+        /// Two versions of images that this farm published, side by side.
+        pub async fn diff_images(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DiffImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DiffImagesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kiln.v1.BuildService/DiffImages",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kiln.v1.BuildService", "DiffImages"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes a tag or a version out of its repository, with the children that nothing else there needs.
+        pub async fn remove_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveImageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kiln.v1.BuildService/RemoveImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kiln.v1.BuildService", "RemoveImage"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Carries connections of the client's ssh agents to the legs that ask for them, while the call lasts.
         pub async fn forward_agent(
             &mut self,
@@ -1429,6 +1605,22 @@ pub mod build_service_server {
             request: tonic::Request<super::ListImagesRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListImagesResponse>,
+            tonic::Status,
+        >;
+        /// Two versions of images that this farm published, side by side.
+        async fn diff_images(
+            &self,
+            request: tonic::Request<super::DiffImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DiffImagesResponse>,
+            tonic::Status,
+        >;
+        /// Takes a tag or a version out of its repository, with the children that nothing else there needs.
+        async fn remove_image(
+            &self,
+            request: tonic::Request<super::RemoveImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveImageResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the ForwardAgent method.
@@ -1959,6 +2151,96 @@ pub mod build_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListImagesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.BuildService/DiffImages" => {
+                    #[allow(non_camel_case_types)]
+                    struct DiffImagesSvc<T: BuildService>(pub Arc<T>);
+                    impl<
+                        T: BuildService,
+                    > tonic::server::UnaryService<super::DiffImagesRequest>
+                    for DiffImagesSvc<T> {
+                        type Response = super::DiffImagesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DiffImagesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BuildService>::diff_images(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DiffImagesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.BuildService/RemoveImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveImageSvc<T: BuildService>(pub Arc<T>);
+                    impl<
+                        T: BuildService,
+                    > tonic::server::UnaryService<super::RemoveImageRequest>
+                    for RemoveImageSvc<T> {
+                        type Response = super::RemoveImageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BuildService>::remove_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveImageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -4386,6 +4668,9 @@ pub struct AttemptSucceeded {
     /// Bytes of context that were fetched from the coordinator.
     #[prost(uint64, tag = "5")]
     pub context_bytes_fetched: u64,
+    /// Images that the build began from, with their digests, as far as the engine names them.
+    #[prost(string, repeated, tag = "6")]
+    pub bases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// It failed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4498,6 +4783,9 @@ pub struct Assignment {
     /// How long the attempt may take.
     #[prost(message, optional, tag = "10")]
     pub timeout: ::core::option::Option<::prost_types::Duration>,
+    /// URI that names the worker, the grade and the attempt, for the provenance of the image (SLSA's `builder.id`).
+    #[prost(string, tag = "11")]
+    pub builder_id: ::prost::alloc::string::String,
 }
 /// Stop an attempt.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

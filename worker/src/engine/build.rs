@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bollard_buildkit_proto::moby::{buildkit::v1::SolveRequest, filesync::packet::file_sync_server::FileSync};
-use kiln_common::{Digest, spec::ImageDescriptor};
+use kiln_common::{AttemptId, Digest, spec::ImageDescriptor};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -40,9 +40,40 @@ pub async fn run<F: FileSync>(
         Some(push) => Target::Store { names: push.names() },
         None => Target::Registries,
     };
-    let order =
-        Order { spec: &job.spec, platform: &job.platform, facts, insecure_registries: &job.insecure_registries };
-    let request = request::solve_request(&order, &target)?;
+    let outcome = solve_job(dialer, facts, job, &target, progress.clone(), cancel).await;
+    match push {
+        Some(push) => push.finish(outcome.map(drop), &progress, cancel).await,
+        None => pushed_descriptor(&outcome?),
+    }
+}
+
+/// Builds, exports nothing and stops when `cancel` says so.
+pub async fn run_only<F: FileSync>(
+    dialer: &Dialer,
+    facts: &EngineFacts,
+    job: BuildJob<F>,
+    progress: Progress,
+    cancel: &CancellationToken,
+) -> Result<(), BuildError> {
+    solve_job(dialer, facts, job, &Target::Nowhere, progress, cancel).await.map(drop)
+}
+
+async fn solve_job<F: FileSync>(
+    dialer: &Dialer,
+    facts: &EngineFacts,
+    job: BuildJob<F>,
+    target: &Target<'_>,
+    progress: Progress,
+    cancel: &CancellationToken,
+) -> Result<HashMap<String, String>, BuildError> {
+    let order = Order {
+        spec: &job.spec,
+        platform: &job.platform,
+        facts,
+        insecure_registries: &job.insecure_registries,
+        builder_id: &job.builder_id,
+    };
+    let request = request::solve_request(&order, target)?;
     let served = Served {
         filesync: job.filesync,
         secrets: job.secrets,
@@ -51,24 +82,22 @@ pub async fn run<F: FileSync>(
         agents: job.agents,
         shared_key: job.shared_key,
     };
-    let outcome = solve_once(dialer, request, &job.attempt.to_string(), served, progress.clone(), cancel).await;
-    match push {
-        Some(push) => push.finish(outcome.map(drop), &progress, cancel).await,
-        None => pushed_descriptor(&outcome?),
-    }
+    solve_once(dialer, request, job.attempt, served, progress, cancel).await
 }
 
 async fn solve_once<F: FileSync>(
     dialer: &Dialer,
     request: SolveRequest,
-    attempt: &str,
+    attempt: AttemptId,
     served: Served<F>,
     progress: Progress,
     cancel: &CancellationToken,
 ) -> Result<HashMap<String, String>, BuildError> {
     let channel = dialer.channel().await?;
     let session = Session::open(dialer, &channel, served).await?;
-    let request = SolveRequest { r#ref: format!("kiln-{attempt}"), session: session.id.clone(), ..request };
+    // An attempt may solve twice, and BuildKit remembers a name for a while.
+    let name = format!("kiln-{attempt}-{:08x}", rand::random::<u32>());
+    let request = SolveRequest { r#ref: name, session: session.id.clone(), ..request };
     solve::solve(channel, request, progress, cancel).await.map_err(|end| match end {
         SolveEnd::Refused { status, step } => failure::of_solve(&status, step.as_deref()),
         SolveEnd::Cancelled => BuildError::Cancelled,
@@ -94,7 +123,7 @@ fn pushed_descriptor(answer: &HashMap<String, String>) -> BuildOutcome {
                 "the engine does not say what it pushed; buildkitd 0.10 is the oldest that does".to_owned(),
             )
         })?;
-    Ok(ImageDescriptor { media_type: pushed.media_type, digest: pushed.digest, size: pushed.size })
+    Ok(ImageDescriptor { media_type: pushed.media_type, digest: pushed.digest, size: pushed.size, bases: Vec::new() })
 }
 
 /// What stops a build before it begins is the engine's.

@@ -119,10 +119,11 @@ async fn probe_unbounded(dialer: &Dialer) -> Result<EngineFacts, EngineError> {
         return Err(EngineError::NoPlatforms { address: dialer.address().to_string() });
     }
     let (version, machine) = docker.map(|(version, info)| (version, machine(info))).unzip();
+    let several_exporters = several_exporters(&release, version.as_ref());
     Ok(EngineFacts {
         kind,
-        features: features(kind, &release, named_contexts),
-        several_exporters: several_exporters(&release, version.as_ref()),
+        features: features(kind, &release, several_exporters, named_contexts),
+        several_exporters,
         version: version.map_or(release.version, |version| version.version),
         platforms,
         host_gateway,
@@ -203,7 +204,7 @@ fn platforms(listed: &[pb::Platform]) -> Vec<Platform> {
     all
 }
 
-fn features(kind: EngineKind, release: &BuildkitRelease, named_contexts: bool) -> FeatureSet {
+fn features(kind: EngineKind, release: &BuildkitRelease, several_exporters: bool, named_contexts: bool) -> FeatureSet {
     let has_oci_exporter = match kind {
         EngineKind::DockerdContainerd | EngineKind::Buildkitd => true,
         EngineKind::DockerdClassic => false,
@@ -215,6 +216,8 @@ fn features(kind: EngineKind, release: &BuildkitRelease, named_contexts: bool) -
         (Feature::Attestations, has_oci_exporter && release.knows_info),
         (Feature::Annotations, has_oci_exporter && release.knows_info),
         (Feature::LayerCompression, has_oci_exporter && release.knows_info),
+        // Both came with BuildKit 0.13.
+        (Feature::RewriteTimestamp, has_oci_exporter && several_exporters),
         // Their attributes came to the frontend one release before named contexts did.
         (Feature::StepLimits, named_contexts),
     ]
@@ -267,12 +270,12 @@ mod tests {
 
     #[test]
     fn a_classic_store_lacks_what_its_exporter_lacks() {
-        let old = features(EngineKind::DockerdClassic, &BuildkitRelease::default(), false);
+        let old = features(EngineKind::DockerdClassic, &BuildkitRelease::default(), false, false);
         assert_eq!(old, FeatureSet::from([Feature::CacheExportInline]));
         let release = BuildkitRelease { knows_info: true, version: String::new() };
-        let new = features(EngineKind::DockerdClassic, &release, true);
+        let new = features(EngineKind::DockerdClassic, &release, true, true);
         assert_eq!(new, FeatureSet::from([Feature::CacheExportInline, Feature::NamedContexts, Feature::StepLimits]));
-        assert_eq!(features(EngineKind::Buildkitd, &release, true), Feature::ALL.into());
+        assert_eq!(features(EngineKind::Buildkitd, &release, true, true), Feature::ALL.into());
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct BuildJob<F> {
     /// The same for builds of the same context in its versions, so that the engine transfers only what changed. Versions
     /// of a file are told by size and modification time: trees whose times say nothing need a key of their own.
     pub shared_key: String,
+    /// URI of this attempt for the provenance; empty leaves it to the engine.
+    pub builder_id: String,
 }
 
 /// How one registry knows the user.

@@ -79,6 +79,24 @@ impl Engine {
         }
     }
 
+    /// Runs the steps of one Dockerfile and exports nothing. Ends early as [`build`](Self::build) does.
+    ///
+    /// # Errors
+    /// [`BuildError`], which tells the user's failures from the farm's.
+    pub async fn run<F: FileSync>(
+        &self,
+        job: BuildJob<F>,
+        progress: Progress,
+        cancel: CancellationToken,
+    ) -> Result<(), BuildError> {
+        let facts = self.facts();
+        tokio::select! {
+            biased;
+            outcome = build::run_only(&self.dialer, &facts, job, progress, &cancel) => outcome,
+            () = cancelled_for_long(&cancel) => Err(BuildError::Cancelled),
+        }
+    }
+
     /// Changes whenever the engine goes away or comes back, then with fresh facts.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<EngineState> {

@@ -25,6 +25,8 @@ pub struct Assignment {
     pub credentials: BTreeMap<String, RegistryCredential>,
     pub insecure_registries: BTreeSet<String>,
     pub timeout: Duration,
+    /// Names this attempt in the image's provenance.
+    pub builder_id: String,
 }
 
 impl Assignment {
@@ -54,6 +56,7 @@ impl Assignment {
             credentials,
             insecure_registries: wire.insecure_registries.into_iter().collect(),
             timeout: timeout.min(limits::BUILD_TIMEOUT_MAX),
+            builder_id: wire.builder_id,
         })
     }
 

@@ -42,6 +42,7 @@ impl End {
                 size_bytes: built.image.size,
                 log_entries,
                 context_bytes_fetched: built.context_bytes_fetched,
+                bases: built.image.bases.iter().map(ToString::to_string).collect(),
             }),
             Self::Built(Err(BuildError::Build(message))) => failed(FailureKind::Build, message),
             Self::Built(Err(BuildError::Infrastructure(message))) => failed(FailureKind::Infrastructure, message),

@@ -111,6 +111,7 @@ pub async fn job(spec: BuildSpec, dockerfile: &str, files: &[(&str, &str)]) -> J
         agents: Arc::new(NoAgents),
         // These trees' files all have the same time, and BuildKit tells versions of a file by size and time.
         shared_key: AttemptId::generate().to_string(),
+        builder_id: String::new(),
     }
 }
 

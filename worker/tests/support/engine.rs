@@ -131,7 +131,17 @@ impl Builder for ScriptedEngine {
             other => panic!("no such script: {other}"),
         }
         let digest = format!("sha256:{}", "0".repeat(64)).parse().expect("a digest");
-        Ok(ImageDescriptor { media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(), digest, size: 1 })
+        Ok(ImageDescriptor {
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+            digest,
+            size: 1,
+            bases: Vec::new(),
+        })
+    }
+
+    async fn run(&self, _: Job, progress: Progress, _: CancellationToken) -> Result<(), BuildError> {
+        progress(line("Hello, amd64!"));
+        Ok(())
     }
 }
 

@@ -173,7 +173,8 @@ impl Proxy {
         if response.status() != StatusCode::CREATED {
             return Err(upstream.refused(&Method::PUT, response.status(), response).await);
         }
-        let descriptor = ImageDescriptor { media_type, digest: digest.clone(), size: bytes.len() as u64 };
+        let descriptor =
+            ImageDescriptor { media_type, digest: digest.clone(), size: bytes.len() as u64, bases: Vec::new() };
         self.with_state(|state| state.pushed.insert(repository, descriptor));
         let mut answer = plain(StatusCode::CREATED);
         let header = HeaderValue::try_from(digest.to_string()).map_err(|error| engine_failure(error.to_string()))?;

@@ -43,7 +43,7 @@ pub fn frontend(order: &Order<'_>) -> Result<HashMap<String, String>, BuildError
         set("add-hosts", joined(hosts?.into_iter()));
     }
     if let Some(attributes) = &spec.provenance {
-        set("attest:provenance", attributes.clone());
+        set("attest:provenance", provenance(attributes, order.builder_id));
     }
     if let Some(attributes) = &spec.sbom {
         set("attest:sbom", attributes.clone());
@@ -78,6 +78,16 @@ fn host_entry(host: &AddHost, order: &Order<'_>) -> Result<String, BuildError> {
         None => order.facts.host_gateway.clone().ok_or_else(without_gateway)?,
     };
     Ok(format!("{}={address}", host.name))
+}
+
+/// With the attempt as SLSA's `builder.id`, unless the user names another.
+fn provenance(attributes: &str, builder_id: &str) -> String {
+    let has_own = attributes.split(',').any(|attribute| attribute.trim_start().starts_with("builder-id="));
+    if has_own || builder_id.is_empty() {
+        attributes.to_owned()
+    } else {
+        format!("{attributes},builder-id={builder_id}")
+    }
 }
 
 fn joined(values: impl Iterator<Item = String>) -> String {

@@ -28,6 +28,8 @@ pub struct Order<'a> {
     pub platform: &'a Platform,
     pub facts: &'a EngineFacts,
     pub insecure_registries: &'a BTreeSet<String>,
+    /// Names the attempt in the provenance.
+    pub builder_id: &'a str,
 }
 
 /// Where the image goes.
@@ -36,6 +38,8 @@ pub enum Target<'a> {
     Registries,
     /// Into the classic image store, under these names.
     Store { names: &'a [String] },
+    /// The steps run, and nothing is kept of them.
+    Nowhere,
 }
 
 /// The request, complete but for the ids of its session and of itself.
@@ -46,6 +50,7 @@ pub fn solve_request(order: &Order<'_>, target: &Target<'_>) -> Result<SolveRequ
     let exporters = match target {
         Target::Registries => image_exporters(order)?,
         Target::Store { names } => vec![store_exporter(names)],
+        Target::Nowhere => Vec::new(),
     };
     let first = exporters.first().cloned().unwrap_or_default();
     let mut frontend_attrs = attributes::frontend(order)?;
@@ -110,6 +115,12 @@ fn image_exporter(order: &Order<'_>, repositories: &[&Repository], insecure: boo
     .into();
     if insecure {
         attrs.insert("registry.insecure".to_owned(), "true".to_owned());
+    }
+    if let Some(kind) = order.spec.compression.name() {
+        attrs.insert("compression".to_owned(), kind.to_owned());
+    }
+    if order.spec.rewrite_timestamp {
+        attrs.insert("rewrite-timestamp".to_owned(), "true".to_owned());
     }
     for annotation in &order.spec.annotations {
         let here = match &annotation.scope {

@@ -2,7 +2,7 @@ use kiln_common::{
     EmulationPolicy, FeatureSet,
     context::{ChunkId, ContextDigest},
     limits,
-    spec::{Dockerfile, NamedContext, PlatformRequest, parse_annotation},
+    spec::{Compression, Dockerfile, NamedContext, PlatformRequest, parse_annotation},
 };
 
 use super::*;
@@ -37,7 +37,13 @@ fn request_with(spec: &BuildSpec, insecure: &[&str], several: bool) -> Result<So
     let platform = "linux/arm/v7".parse().unwrap();
     let facts = facts(EngineKind::Buildkitd, several);
     let insecure_registries = insecure.iter().map(ToString::to_string).collect();
-    let order = Order { spec, platform: &platform, facts: &facts, insecure_registries: &insecure_registries };
+    let order = Order {
+        spec,
+        platform: &platform,
+        facts: &facts,
+        insecure_registries: &insecure_registries,
+        builder_id: "kiln:x",
+    };
     solve_request(&order, &Target::Registries)
 }
 
@@ -66,9 +72,24 @@ fn registries_without_tls_get_an_exporter_of_their_own_where_the_engine_can() {
 }
 
 #[test]
+fn layers_are_compressed_and_dated_as_asked() {
+    let asked = BuildSpec { compression: Compression::Estargz, rewrite_timestamp: true, ..spec() };
+    let attrs = &request_with(&asked, &[], true).unwrap().exporters[0].attrs;
+    assert_eq!((attrs["compression"].as_str(), attrs["rewrite-timestamp"].as_str()), ("estargz", "true"));
+    let plain = &request_with(&spec(), &[], true).unwrap().exporters[0].attrs;
+    assert!(!plain.contains_key("compression") && !plain.contains_key("rewrite-timestamp"));
+}
+
+#[test]
 fn a_classic_store_gets_names_and_no_push() {
     let (spec, platform, facts) = (spec(), "linux/amd64".parse().unwrap(), facts(EngineKind::DockerdClassic, false));
-    let order = Order { spec: &spec, platform: &platform, facts: &facts, insecure_registries: &BTreeSet::new() };
+    let order = Order {
+        spec: &spec,
+        platform: &platform,
+        facts: &facts,
+        insecure_registries: &BTreeSet::new(),
+        builder_id: "",
+    };
     let names = ["127.0.0.1:1/a:x".to_owned(), "127.0.0.1:1/b:x".to_owned()];
     let request = solve_request(&order, &Target::Store { names: &names }).unwrap();
     assert_eq!(request.exporter_deprecated, "moby");
@@ -108,7 +129,7 @@ fn options_become_the_frontend_s_attributes() {
         ("add-hosts", "db=10.0.0.1,gw=172.17.0.1"),
         ("shm-size", "67108864"),
         ("ulimit", "nofile=10:20,core=0:0"),
-        ("attest:provenance", "mode=max"),
+        ("attest:provenance", "mode=max,builder-id=kiln:x"),
         ("context:base", "docker-image://alpine:3"),
         ("context:src", "local:named-src"),
     ] {

@@ -1,0 +1,7 @@
+//! What a tag may come to name, as a user meets it: verified, run, in the asked formats, and moved only from where it was.
+
+mod formats;
+mod setting;
+mod smoke;
+mod tags;
+mod verify;
