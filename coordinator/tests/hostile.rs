@@ -346,7 +346,12 @@ async fn what_people_and_workers_did_is_in_the_trail_in_order() {
     let cancelled = bench.people.submit(request(&["linux/riscv64"])).await.expect("accepted").id;
     let cancel = v1::CancelBuildRequest { id: cancelled.clone(), reason: "enough".into() };
     bench.people.builds.cancel(cancel).await.expect("cancelled");
-    bench.people.builds.retry(v1::RetryBuildRequest { id: cancelled.clone() }).await.expect("again");
+    bench
+        .people
+        .builds
+        .retry(v1::RetryBuildRequest { id: cancelled.clone(), ..Default::default() })
+        .await
+        .expect("again");
     bench.people.farm.remove_worker(v1::RemoveWorkerRequest { id: "extra".into() }).await.expect("removed");
 
     let mut trail = bench.people.audit().await;

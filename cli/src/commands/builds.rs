@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
-use kiln_common::{Timestamp, limits};
+use kiln_common::{ImageReference, Timestamp, limits};
 use kiln_proto::v1::{
     BackfillBuildRequest, Build, BuildState, CancelBuildRequest, ExplainBuildRequest, ExplainBuildResponse,
-    GetBuildRequest, ListBuildsRequest, ListBuildsResponse, RetryBuildRequest, TaskState, build_spec, named_context,
+    GetBuildRequest, ListBuildsRequest, ListBuildsResponse, RegistryCredential, RetryBuildRequest, TaskState,
+    build_spec, named_context,
 };
 
 use super::builds_logs::{self, Logs};
@@ -20,6 +21,7 @@ use crate::{
     failure::{Exit, Failure},
     output::{self, Format, OutputFlag, Paint, Table, text},
     progress::{Input, Mode, Progress, summary},
+    registry,
 };
 
 #[derive(Debug, Args)]
@@ -145,12 +147,14 @@ pub async fn run(builds: Builds, farm: Farm) -> Result<(), Failure> {
             output::write(&format!("build {} is being cancelled ({})\n", build.id, text::build_state(build.state())))
         }
         Action::Retry { build } => {
-            let request = RetryBuildRequest { id: build.id };
+            let credentials = credentials(&build.id, &farm).await?;
+            let request = RetryBuildRequest { id: build.id, credentials };
             let build = farm.call_once(async |link| link.builds().retry(request.clone()).await).await?;
             again(&build)
         }
         Action::Backfill { build } => {
-            let request = BackfillBuildRequest { id: build.id };
+            let credentials = credentials(&build.id, &farm).await?;
+            let request = BackfillBuildRequest { id: build.id, credentials };
             let build = farm.call_once(async |link| link.builds().backfill(request.clone()).await).await?;
             again(&build)
         }
@@ -160,6 +164,16 @@ pub async fn run(builds: Builds, farm: Farm) -> Result<(), Failure> {
             output::print(output.output, &answer, |paint| explain(&answer, paint))
         }
     }
+}
+
+/// This machine's credentials for the registries that the build pushes to and keeps its caches in.
+async fn credentials(id: &str, farm: &Farm) -> Result<Vec<RegistryCredential>, Failure> {
+    let spec = get(id, farm).await?.spec.unwrap_or_default();
+    let caches = spec.cache_from.iter().chain(&spec.cache_to).flat_map(|option| option.split(','));
+    let caches = caches.filter_map(|part| part.strip_prefix("ref="));
+    let named = spec.tags.iter().map(String::as_str).chain(caches);
+    let references = named.filter_map(|text| text.parse::<ImageReference>().ok());
+    registry::of_hosts(references.map(|reference| reference.repository().host().to_owned()).collect()).await
 }
 
 async fn get(id: &str, farm: &Farm) -> Result<Build, Failure> {

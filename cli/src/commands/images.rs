@@ -11,7 +11,7 @@ use kiln_proto::v1::{
 
 use crate::{
     connection::Farm,
-    failure::{Exit, Failure},
+    failure::Failure,
     output::{self, OutputFlag, Paint, Table, text},
     registry,
 };
@@ -176,13 +176,7 @@ fn change(one: &PlatformDifference, paint: Paint) -> String {
 async fn remove(farm: &Farm, reference: &str, dry_run: bool, output: &OutputFlag) -> Result<(), Failure> {
     let reference: ImageReference = reference.parse().map_err(Failure::usage)?;
     let hosts = BTreeSet::from([reference.repository().host().to_owned()]);
-    let credentials = match registry::config_file() {
-        // Credential helpers are programs that are waited for.
-        Some(config) => tokio::task::spawn_blocking(move || registry::credentials(&config, &hosts))
-            .await
-            .map_err(|error| Failure::new(Exit::BuildFailed, error))??,
-        None => Vec::new(),
-    };
+    let credentials = registry::of_hosts(hosts).await?;
     let request = RemoveImageRequest { reference: reference.to_string(), credentials, dry_run };
     let answer = farm.call(async |link| link.builds().remove_image(request.clone()).await).await?;
     output::print(output.output, &answer, |paint| removal(&answer, paint))

@@ -12,7 +12,7 @@ use docker_credential::{CredentialRetrievalError, DockerCredential};
 use kiln_common::reference::DOCKER_HUB;
 use kiln_proto::v1::RegistryCredential;
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 /// The key of Docker Hub in a Docker configuration.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -23,6 +23,16 @@ pub fn config_file() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let dir = set("DOCKER_CONFIG").or_else(|| set("HOME").map(|home| home.join(".docker")))?;
     Some(dir.join("config.json"))
+}
+
+/// What this machine's configuration has for the hosts, read on a thread that may wait for credential helpers.
+///
+/// # Errors
+/// As [`credentials`].
+pub async fn of_hosts(hosts: BTreeSet<String>) -> Result<Vec<RegistryCredential>, Failure> {
+    let Some(config) = config_file() else { return Ok(Vec::new()) };
+    let reading = tokio::task::spawn_blocking(move || credentials(&config, &hosts)).await;
+    reading.unwrap_or_else(|error| Err(Failure::new(Exit::BuildFailed, error)))
 }
 
 /// What the configuration has for each host; a host without credentials is left out. Runs credential helpers, so it

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Api, stopped, submit, view, watch_failed};
 use crate::{
     audit::{Action, Object, Who},
+    credentials::BuildSecrets,
     driver::{SubmitError, Submitted},
     store::records::BuildView,
 };
@@ -137,13 +138,17 @@ impl BuildService for Api {
 
     async fn retry(&self, request: Request<v1::RetryBuildRequest>) -> Result<Response<v1::Build>, Status> {
         let who = Who::of(&request);
-        let (id, begin) = (request.into_inner().id, async |build| self.driver.retry(build).await);
+        let v1::RetryBuildRequest { id, credentials } = request.into_inner();
+        let secrets = BuildSecrets::from_wire([], credentials).map_err(Refused::invalid)?;
+        let begin = async |build| self.driver.retry(build, &secrets).await;
         Ok(Response::new(self.run_again(&who, Action::BuildRetry, &id, begin).await?))
     }
 
     async fn backfill(&self, request: Request<v1::BackfillBuildRequest>) -> Result<Response<v1::Build>, Status> {
         let who = Who::of(&request);
-        let (id, begin) = (request.into_inner().id, async |build| self.driver.backfill(build).await);
+        let v1::BackfillBuildRequest { id, credentials } = request.into_inner();
+        let secrets = BuildSecrets::from_wire([], credentials).map_err(Refused::invalid)?;
+        let begin = async |build| self.driver.backfill(build, &secrets).await;
         Ok(Response::new(self.run_again(&who, Action::BuildBackfill, &id, begin).await?))
     }
 
@@ -172,7 +177,19 @@ impl BuildService for Api {
         &self,
         request: Request<v1::RemoveImageRequest>,
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
-        Ok(Response::new(self.remove_version(request.into_inner()).await?))
+        let (who, request) = (Who::of(&request), request.into_inner());
+        let named = request.reference.clone();
+        let (is_trial, removed) = (request.dry_run, self.remove_version(request).await);
+        if is_trial {
+            return Ok(Response::new(removed?));
+        }
+        let tell = |answer: &v1::RemoveImageResponse| {
+            (
+                Object::Tag(named.clone()),
+                format!("{} manifests deleted, {} kept", answer.deleted.len(), answer.kept.len()),
+            )
+        };
+        Ok(Response::new(self.audited(&who, Action::TagRemove, &named, removed, tell).await?))
     }
 
     type ForwardAgentStream = Answers<v1::AgentFrame>;

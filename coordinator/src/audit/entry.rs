@@ -112,6 +112,7 @@ actions! {
     BuildRetry = "build.retry";
     BuildBackfill = "build.backfill";
     TagMove = "tag.move";
+    TagRemove = "tag.remove";
     WorkerJoin = "worker.join";
     WorkerRenew = "worker.renew";
     WorkerRemove = "worker.remove";

@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use kiln_common::{BuildId, BuildSpec, Timestamp, WorkerId};
-use kiln_scheduler::{Event, Scheduler, effect::Refusal};
+use kiln_scheduler::{Event, Scheduler, TaskState, effect::Refusal};
 use tokio::sync::{mpsc, mpsc::error::TrySendError, oneshot};
 use tracing::error;
 
@@ -127,34 +127,30 @@ impl Handle {
         if let Some(earlier) = self.earlier(request_id.as_deref()).await? {
             return Ok(Submitted { build: earlier, existed: true });
         }
-        let sealed = (!secrets.is_empty()).then(|| self.secrets.seal(build, &secrets)).transpose();
-        let sealed = sealed.map_err(|error| {
-            error!(%build, %error, "secrets cannot be sealed");
-            SubmitError::Stopped
-        })?;
+        let sealed = self.sealed(build, &secrets)?;
         let event = Event::Submit { build, request_id, spec: Box::new(spec) };
         let made = self.request(vec![event], sealed).await?;
         Ok(Submitted { build: made, existed: made != build })
     }
 
-    /// Runs what failed of a final build again, keeping every digest.
+    /// Runs what failed of a final build again, keeping every digest. The build's own credentials went with its end.
     ///
     /// # Errors
     /// [`SubmitError`]: nothing changed.
-    pub async fn retry(&self, build: BuildId) -> Result<BuildId, SubmitError> {
+    pub async fn retry(&self, build: BuildId, secrets: &BuildSecrets) -> Result<BuildId, SubmitError> {
         let mut events = self.recall(build).await?;
         events.push(Event::Retry { build });
-        self.request(events, None).await
+        self.request(events, self.sealed(build, secrets)?).await
     }
 
     /// Runs the optional legs that an incomplete build lacks.
     ///
     /// # Errors
     /// [`SubmitError`]: nothing changed.
-    pub async fn backfill(&self, build: BuildId) -> Result<BuildId, SubmitError> {
+    pub async fn backfill(&self, build: BuildId, secrets: &BuildSecrets) -> Result<BuildId, SubmitError> {
         let mut events = self.recall(build).await?;
         events.push(Event::Backfill { build });
-        self.request(events, None).await
+        self.request(events, self.sealed(build, secrets)?).await
     }
 
     /// Hands in an event; resolves once the turn that handled it is committed.
@@ -227,12 +223,21 @@ impl Handle {
         entry.map(|entry| records::decode(&entry)).transpose().map_err(unreadable)
     }
 
-    /// The event that brings a final build back into the scheduler's memory. One whose RUN steps want secrets cannot run
-    /// again: they went with its end.
+    fn sealed(&self, build: BuildId, secrets: &BuildSecrets) -> Result<Option<Vec<u8>>, SubmitError> {
+        let sealed = (!secrets.is_empty()).then(|| self.secrets.seal(build, secrets)).transpose();
+        sealed.map_err(|error| {
+            error!(%build, %error, "secrets cannot be sealed");
+            SubmitError::Stopped
+        })
+    }
+
+    /// The event that brings a final build back into the scheduler's memory. A leg whose RUN steps want secrets cannot run
+    /// again: they went with the build's end. A publish can.
     async fn recall(&self, build: BuildId) -> Result<Vec<Event>, SubmitError> {
         let view = records::build(&*self.store, build).await.map_err(unreadable)?;
         let view = view.ok_or(Refusal::UnknownBuild { build })?;
-        if view.build.state.is_final() && !view.build.spec.secret_ids.is_empty() {
+        let rebuilds = view.tasks.iter().any(|task| !matches!(task.state, TaskState::Succeeded { .. }));
+        if view.build.state.is_final() && rebuilds && !view.build.spec.secret_ids.is_empty() {
             let state = "final and its secrets are forgotten";
             return Err(Refusal::WrongState { build, state, remedy: "a new submit can bring them again" }.into());
         }

@@ -216,7 +216,7 @@ async fn a_build_whose_secrets_are_forgotten_is_not_run_again_without_them() {
     let submission = Submission { build, request_id: None, spec: with_secrets, secrets: BuildSecrets::default() };
     bench.handle.submit(submission).await.expect("accepted");
     bench.handle.send(Event::Cancel { build, reason: "test".into() }).await.expect("cancelled");
-    let error = bench.handle.retry(build).await.expect_err("refused");
+    let error = bench.handle.retry(build, &BuildSecrets::default()).await.expect_err("refused");
     assert!(error.to_string().contains("secrets are forgotten; only a new submit"), "{error}");
 }
 

@@ -876,18 +876,24 @@ pub struct CancelBuildRequest {
     pub reason: ::prost::alloc::string::String,
 }
 /// Which build to run again.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RetryBuildRequest {
     /// Id or prefix.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
+    /// Credentials for the registries of the build; those of the submit went with the build's end.
+    #[prost(message, repeated, tag = "2")]
+    pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
 }
 /// Which build to complete.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BackfillBuildRequest {
     /// Id or prefix.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
+    /// Credentials for the registries of the build; those of the submit went with the build's end.
+    #[prost(message, repeated, tag = "2")]
+    pub credentials: ::prost::alloc::vec::Vec<RegistryCredential>,
 }
 /// Which build to explain.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

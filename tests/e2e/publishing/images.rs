@@ -1,0 +1,57 @@
+//! Versions of a repository: listed, compared, and removed without what others need.
+
+use harness::{Farm, registry};
+use serde_json::Value;
+
+use crate::setting::{Context, docker28, repository, says};
+
+fn build(farm: &Farm, tags: &[&str], dockerfile: &str) {
+    let context = Context::new(dockerfile);
+    let mut arguments = vec!["build", "--platform", "linux/amd64,linux/arm64", "--progress", "plain"];
+    arguments.extend(tags.iter().flat_map(|tag| ["-t", tag]));
+    let path = context.path();
+    arguments.push(&path);
+    farm.run(&arguments);
+}
+
+fn children(reference: &str) -> Vec<String> {
+    let index = registry::inspect_raw(reference);
+    let children = index["manifests"].as_array().expect("an index").iter();
+    children.map(|child| child["digest"].as_str().expect("a digest").to_owned()).collect()
+}
+
+#[test]
+fn versions_are_compared_and_one_is_removed_with_what_nobody_else_needs() {
+    let farm = docker28();
+    let repository = repository("versions");
+    let (one, two, latest) = (format!("{repository}:1"), format!("{repository}:2"), format!("{repository}:latest"));
+    // The second version has the first one's amd64 image and another arm64 image.
+    let stages = |arm: &str| {
+        format!(
+            "FROM busybox AS base-amd64\nFROM busybox AS base-arm64\nLABEL version={arm}\nFROM base-${{TARGETARCH}}\n"
+        )
+    };
+    build(&farm, &[&one, &latest], &stages("1"));
+    build(&farm, &[&two, &latest], &stages("2"));
+    let (old, new) = (children(&one), children(&two));
+    assert!(old[0] == new[0] && old[1] != new[1], "{old:?} {new:?}");
+
+    let listing: Value = serde_json::from_str(&farm.run(&["images", &repository, "-o", "json"])).expect("JSON");
+    assert_eq!(listing["versions"].as_array().expect("versions").len(), 2);
+    let table = farm.run(&["images", &repository]);
+    assert_eq!(table.matches("latest").count(), 1, "a tag is shown where it is now:\n{table}");
+    let diff = farm.run(&["images", "diff", &one, ":2"]);
+    says(&diff, &["linux/amd64", "the same", "linux/arm64"]);
+
+    let trial = farm.run(&["images", "rm", &one, "--dry-run"]);
+    says(&trial, &["untagged", "deleted", "kept", "refers to it"]);
+    assert!(registry::exists(&one));
+    farm.run(&["images", "rm", &one]);
+    assert!(!registry::exists(&one));
+    assert!(!registry::exists(&format!("{repository}@{}", old[1])), "nobody else needs it");
+    assert_eq!(children(&two), new);
+    assert!(new.iter().all(|child| registry::exists(&format!("{repository}@{child}"))));
+    let left = farm.run(&["images", &repository, "-o", "json"]);
+    assert_eq!(serde_json::from_str::<Value>(&left).expect("JSON")["versions"].as_array().expect("versions").len(), 1);
+    says(&farm.fail(2, &["images", "rm", &one]), &["does not exist"]);
+}
