@@ -12,6 +12,7 @@ pub mod limits;
 pub mod platform;
 pub mod reason;
 pub mod reference;
+pub mod size;
 pub mod smoke;
 pub mod spec;
 pub mod timestamp;

@@ -6,6 +6,7 @@ use kiln_common::{
     BuildSpec, EmulationPolicy, ImageReference, Platform,
     emulation::parse_duration,
     limits,
+    size::parse_bytes,
     smoke::Smoke,
     spec::{
         Annotation, CacheOption, Compression, Dockerfile, MediaTypes, NamedContext, PlatformRequest, Verify, Violation,
@@ -250,22 +251,11 @@ fn required_labels(texts: &[String]) -> Result<BTreeMap<String, String>, Failure
     texts.iter().map(pair).collect()
 }
 
-/// Bytes with Docker's binary suffixes: `64m`, `1gb`, `1GiB`, `1048576`.
 fn shm_size(text: &str) -> Result<u64, Failure> {
-    let invalid = || {
+    parse_bytes(text).ok_or_else(|| {
         Failure::usage(format!("--shm-size: `{text}` is not a size"))
             .remedy("write bytes with b, k, m or g, for example 128m")
-    };
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let number: u64 = text[..digits].parse().map_err(|_| invalid())?;
-    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        _ => return Err(invalid()),
-    };
-    number.checked_mul(1 << shift).ok_or_else(invalid)
+    })
 }
 
 /// One or several number-and-unit pairs: `90s`, `1h30m`.
