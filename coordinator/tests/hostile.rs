@@ -212,7 +212,7 @@ async fn a_session_that_begins_wrong_is_refused_with_the_reason() {
     let absurd = v1::WorkerPlatform { platform: "linux/pdp11/../..".into(), grade: v1::Grade::Native.into() };
     for (first, why) in [
         (Up::Heartbeat(v1::Heartbeat::default()), "must be a Hello"),
-        (Up::Hello(v1::Hello { protocol: 0, ..good() }), "upgrade the worker"),
+        (Up::Hello(v1::Hello { protocol: 0, ..good() }), "update the worker"),
         (Up::Hello(v1::Hello { slots: 0, ..good() }), "0 slots"),
         (Up::Hello(v1::Hello { slots: 100_000, ..good() }), "100000 slots"),
         (Up::Hello(v1::Hello { platforms: too_many, ..good() }), "more than"),

@@ -5,7 +5,10 @@
 //! because nobody decides anything by them.
 
 pub mod convert;
+mod protocol;
 pub mod status;
+
+pub use protocol::{Outdated, Protocols, SESSION_PROTOCOLS};
 
 /// Generated from `kiln/v1/*.proto`; see `tests/generated.rs`.
 #[allow(clippy::all, clippy::pedantic, clippy::nursery, rustdoc::all)]
@@ -15,6 +18,3 @@ pub mod v1 {
 
 /// The encoded `FileDescriptorSet` of the package and its imports, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/descriptor.bin");
-
-/// The protocol of worker sessions that this version speaks; it also speaks the one before.
-pub const SESSION_PROTOCOL: u32 = 1;

@@ -4,7 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use kiln_proto::v1::attempt_report::Outcome;
+use kiln_common::runtime::Shutdown;
+use kiln_proto::{SESSION_PROTOCOLS, v1::attempt_report::Outcome};
+use kiln_worker::{Worker, enroll};
 use support::{PATIENCE, assignment, config, coordinator::Coordinator, engine::ScriptedEngine, lines, worker};
 
 #[tokio::test]
@@ -102,10 +104,9 @@ async fn a_worker_follows_the_leader_and_sends_heartbeats() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&standby, folder.path(), 1);
     let token = config.join_token.clone();
-    let identity =
-        kiln_worker::enroll::identity(folder.path(), token.as_ref(), &config.coordinators, "w").await.unwrap();
-    let worker = kiln_worker::Worker::new(config, identity, ScriptedEngine::new()).await.unwrap();
-    let running = tokio::spawn(worker.run(kiln_common::runtime::Shutdown::new()));
+    let identity = enroll::identity(folder.path(), token.as_ref(), &config.coordinators, "w").await.unwrap();
+    let worker = Worker::new(config, identity, ScriptedEngine::new()).await.unwrap();
+    let running = tokio::spawn(worker.run(Shutdown::new()));
     leader.until("heartbeats at the leader", |seen| seen.heartbeats > 1).await;
     assert!(standby.seen().hellos.is_empty());
     running.abort();
@@ -140,4 +141,20 @@ async fn a_second_signal_stops_what_runs_as_the_farm_s_failure() {
     let Outcome::Failed(failure) = coordinator.outcome(attempt).await else { panic!("it fails") };
     assert!(failure.message.contains("the worker was stopped"));
     tokio::time::timeout(Duration::from_secs(6), worker.running).await.expect("soon").unwrap().expect("well");
+}
+
+#[tokio::test]
+async fn a_coordinator_of_a_distant_release_gets_no_session_until_it_is_updated() {
+    let coordinator = Coordinator::start().await;
+    coordinator.seen().protocol = SESSION_PROTOCOLS.newest + 1;
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&coordinator, folder.path(), 1);
+    let identity = enroll::identity(folder.path(), config.join_token.as_ref(), &[], "w").await.unwrap();
+    let worker = Worker::new(config, identity, ScriptedEngine::new()).await.unwrap();
+    let running = tokio::spawn(worker.run(Shutdown::new()));
+    coordinator.until("two tries", |seen| seen.hellos.len() == 2).await;
+    assert_eq!(coordinator.seen().heartbeats, 0);
+    coordinator.seen().protocol = SESSION_PROTOCOLS.newest;
+    coordinator.until("a session", |seen| seen.heartbeats > 0).await;
+    running.abort();
 }

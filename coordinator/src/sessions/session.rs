@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Instant};
 
 use kiln_common::{AttemptId, Reason, Timestamp, WorkerId, limits};
-use kiln_proto::{SESSION_PROTOCOL, convert, status::Refused, v1};
+use kiln_proto::{Protocols, SESSION_PROTOCOLS, convert, status::Refused, v1};
 use kiln_scheduler::{Event, effect::Dispatch, event::AttemptOutcome};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -51,9 +51,8 @@ pub(super) async fn run(
 ) {
     let trail = farm.trail.clone();
     let refused = match greet(&mut incoming).await {
-        Ok(hello) => {
+        Ok((hello, protocol)) => {
             let place = farm.sessions.enter(worker);
-            let protocol = hello.protocol.min(SESSION_PROTOCOL);
             info!(%worker, protocol, replaced = place.replaced, "session opened");
             let session = Session { farm, id: place.session, who: who.clone(), protocol };
             session.serve(hello, place, incoming, &outgoing).await
@@ -74,20 +73,21 @@ fn is_misbehaviour(reason: Reason) -> bool {
     reason != Reason::Unavailable
 }
 
-/// The first message, which says what the worker is.
-async fn greet(incoming: &mut Streaming<v1::WorkerMessage>) -> Result<v1::Hello, Refused> {
+/// The first message, which says what the worker is, and the version of the protocol to speak with it.
+async fn greet(incoming: &mut Streaming<v1::WorkerMessage>) -> Result<(v1::Hello, u32), Refused> {
     let first = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, incoming.message()).await;
     let first = first.map_err(|_| wrong("no Hello came in time"))?;
     let first = first.map_err(|status| broken(&status))?.and_then(|message| message.message);
     let Some(Up::Hello(hello)) = first else { return Err(wrong("the first message must be a Hello")) };
-    if hello.protocol == 0 || hello.protocol + 1 < SESSION_PROTOCOL {
+    let spoken = Protocols::of_worker(&hello);
+    let agreed = SESSION_PROTOCOLS.agree(spoken).map_err(|outdated| {
         let problem = format!(
-            "the worker speaks version {} of the session protocol, this coordinator {SESSION_PROTOCOL}; upgrade the worker",
-            hello.protocol
+            "the worker speaks {spoken} of the session protocol, this coordinator (Kiln {}) {SESSION_PROTOCOLS}; {outdated}",
+            env!("CARGO_PKG_VERSION")
         );
-        return Err(Refused::new(Reason::WrongState, problem));
-    }
-    Ok(hello)
+        Refused::new(Reason::WrongState, problem)
+    })?;
+    Ok((hello, agreed))
 }
 
 fn wrong(problem: &str) -> Refused {

@@ -353,7 +353,7 @@ pub fn hello(platforms: &[&str], attempts: &[String]) -> v1::Hello {
     let platform =
         |platform: &&str| v1::WorkerPlatform { platform: (*platform).to_owned(), grade: v1::Grade::Native.into() };
     v1::Hello {
-        protocol: kiln_proto::SESSION_PROTOCOL,
+        protocol: kiln_proto::SESSION_PROTOCOLS.newest,
         platforms: platforms.iter().map(platform).collect(),
         slots: 4,
         attempt_ids: attempts.to_vec(),

@@ -443,6 +443,9 @@ pub struct MachineInfo {
     /// For example `Linux 6.1.0-rpi`.
     #[prost(string, tag = "6")]
     pub os: ::prost::alloc::string::String,
+    /// The worker gets no task while less disk than this is free; 0: the farm's own rule.
+    #[prost(uint64, tag = "7")]
+    pub disk_min_bytes: u64,
 }
 /// What a worker measures with every heartbeat.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -471,6 +474,9 @@ pub struct WorkerStats {
     /// How much of the last 10 seconds some task waited for input or output, in percent; absent: unknown.
     #[prost(double, optional, tag = "8")]
     pub io_pressure: ::core::option::Option<f64>,
+    /// Bytes of build cache that the worker pruned since it started, to keep its disk from filling.
+    #[prost(uint64, tag = "9")]
+    pub pruned_bytes: u64,
 }
 /// A worker as the farm knows it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -4589,7 +4595,7 @@ pub mod worker_message {
 /// What a worker is.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hello {
-    /// Version of this protocol that the worker speaks; the coordinator answers with the one to use.
+    /// Newest version of this protocol that the worker speaks; the coordinator answers with the one to use.
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
     /// What it can run.
@@ -4616,6 +4622,9 @@ pub struct Hello {
     /// Distinguishes two starts of the same worker.
     #[prost(string, tag = "8")]
     pub instance_id: ::prost::alloc::string::String,
+    /// Oldest version of this protocol that the worker speaks; 0: the one before its newest.
+    #[prost(uint32, tag = "9")]
+    pub protocol_oldest: u32,
 }
 /// A sign of life.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]

@@ -7,7 +7,7 @@ use std::{
 
 use kiln_common::{AttemptId, limits, runtime::Dialer};
 use kiln_proto::{
-    SESSION_PROTOCOL,
+    Outdated, SESSION_PROTOCOLS,
     convert::duration_from_wire,
     v1::{
         AttemptReport, CoordinatorMessage, Heartbeat, Leaving, Welcome, WorkerMessage, attempt_report::Outcome,
@@ -62,11 +62,13 @@ impl<'a> Live<'a> {
             Some(coordinator_message::Message::Welcome(welcome)) => welcome,
             Some(_) | None => return Err(End::lost("the coordinator did not answer the registration")),
         };
-        if !(SESSION_PROTOCOL.saturating_sub(1).max(1)..=SESSION_PROTOCOL).contains(&welcome.protocol) {
-            let (theirs, ours) = (welcome.protocol, SESSION_PROTOCOL);
+        if !SESSION_PROTOCOLS.contains(welcome.protocol) {
+            let outdated =
+                if welcome.protocol > SESSION_PROTOCOLS.newest { Outdated::Worker } else { Outdated::Coordinator };
             return Err(End::lost(format!(
-                "the coordinator ({}) speaks session protocol {theirs}, this worker {ours}; update the older one",
-                welcome.kiln_version
+                "the coordinator (Kiln {}) wants to speak version {} of the session protocol, this worker speaks \
+                 {SESSION_PROTOCOLS}; {outdated}",
+                welcome.kiln_version, welcome.protocol
             )));
         }
         Ok((Self { session, outbound, inbound, announced, reported: BTreeMap::new() }, welcome))

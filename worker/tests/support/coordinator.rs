@@ -16,7 +16,7 @@ use kiln_common::{
     runtime::JoinToken,
 };
 use kiln_proto::{
-    SESSION_PROTOCOL,
+    SESSION_PROTOCOLS,
     status::Refused,
     v1::{
         AgentFrame, Assignment, AttemptReport, CancelAttempt, Chunk, CoordinatorMessage, EnrollRequest, EnrollResponse,
@@ -63,6 +63,8 @@ pub struct Seen {
     pub refuses_sessions: bool,
     pub leader_elsewhere: Option<String>,
     pub renew_after: Duration,
+    /// What it answers a Hello with.
+    pub protocol: u32,
     session: Option<mpsc::Sender<Result<CoordinatorMessage, Status>>>,
 }
 
@@ -222,6 +224,7 @@ impl Seen {
             refuses_sessions: false,
             leader_elsewhere: None,
             renew_after: Duration::from_secs(3600),
+            protocol: SESSION_PROTOCOLS.newest,
             session: None,
         }
     }
@@ -359,7 +362,7 @@ fn heard(
     match message {
         worker_message::Message::Hello(hello) => {
             let welcome = Welcome {
-                protocol: SESSION_PROTOCOL,
+                protocol: seen.protocol,
                 heartbeat_interval: Some(kiln_proto::convert::duration_to_wire(Duration::from_millis(200))),
                 adopted_attempt_ids: if seen.adopts { hello.attempt_ids.clone() } else { Vec::new() },
                 kiln_version: "test".to_owned(),
