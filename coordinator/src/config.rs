@@ -3,10 +3,11 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Args;
-use kiln_common::runtime::config::CommonArgs;
+use kiln_common::{emulation::parse_duration, limits, runtime::config::CommonArgs};
 
 /// Where a coordinator that runs as a service keeps its state.
 const DATA_DIR: &str = "/var/lib/kiln";
@@ -33,6 +34,9 @@ pub struct Config {
     /// A registry that speaks plain HTTP; may be repeated
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]", value_delimiter = ',')]
     pub insecure_registries: Vec<String>,
+    /// How long certificates of workers are valid; each is renewed after two thirds of it
+    #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = parse_certificate_life)]
+    pub certificate_life: Duration,
 }
 
 impl Config {
@@ -144,6 +148,16 @@ fn parse_advertise(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn parse_certificate_life(text: &str) -> Result<Duration, String> {
+    let life = parse_duration(text).ok_or("write a duration as 720h")?;
+    if !(limits::CERTIFICATE_LIFE_MIN..=limits::CERTIFICATE_LIFE_MAX).contains(&life) {
+        let (least, most) =
+            (limits::CERTIFICATE_LIFE_MIN.as_secs() / 60, limits::CERTIFICATE_LIFE_MAX.as_secs() / 3600);
+        return Err(format!("write {least}m to {most}h"));
+    }
+    Ok(life)
+}
+
 fn parse_store(text: &str) -> Result<String, String> {
     match text {
         "redb" => Ok(text.to_owned()),
@@ -170,6 +184,14 @@ mod tests {
         assert!(parse_objects("s3://bucket/x").is_err_and(|problem| problem.contains("not in this version")));
         assert!(parse_store("redb").is_ok() && parse_objects("file").is_ok());
         assert!(parse_advertise("kiln.example").is_err() && parse_advertise("kiln.example:7070").is_ok());
+    }
+
+    #[test]
+    fn certificates_live_neither_too_briefly_to_be_renewed_nor_for_ever() {
+        assert_eq!(parse_certificate_life("2160h"), Ok(limits::CERTIFICATE_LIFE));
+        for text in ["1s", "1000000h", "long"] {
+            assert!(parse_certificate_life(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
 
     // The order of `drain` matters to workers alone: a coordinator ends its calls and goes.
     let stopping = CancellationToken::new();
-    let state = State::open(&layout, &endpoint).await?;
+    let state = State::open(&layout, &endpoint, config.certificate_life).await?;
     let (driver_handle, queue) = Driver::queue(Arc::clone(&state.store), state.secrets.clone());
     let sessions = Arc::new(Sessions::default());
     let ledger = Arc::new(Ledger::default());
@@ -217,13 +217,13 @@ struct State {
 }
 
 impl State {
-    async fn open(layout: &Layout, endpoint: &str) -> Result<Self> {
+    async fn open(layout: &Layout, endpoint: &str, certificate_life: Duration) -> Result<Self> {
         let now = Timestamp::now();
         let path = layout.store();
         let store: Arc<dyn Store> = Arc::new(spawn_blocking(move || RedbStore::open(&path)).await??);
         schema::check(&*store).await?;
         let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
-        let pki = Arc::new(Pki::open(&layout.ca(), &[host.to_owned()], now)?);
+        let pki = Arc::new(Pki::open(&layout.ca(), &[host.to_owned()], certificate_life, now)?);
         let sealer = Arc::new(Sealer::open_key(&layout.seal_key())?);
         let api_tokens = Arc::new(ApiTokens::load(Arc::clone(&store)).await?);
         api_tokens.ensure_admin_file(&layout.admin_token(), now).await?;

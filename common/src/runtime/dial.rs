@@ -165,6 +165,12 @@ fn explain(address: &str, error: &io::Error) -> String {
         )) => format!(
             "{address}: its certificate is for another name; use the address that the coordinator advertises (--advertise)"
         ),
+        Some(rustls::Error::InvalidCertificate(
+            problem @ (rustls::CertificateError::Expired
+            | rustls::CertificateError::ExpiredContext { .. }
+            | rustls::CertificateError::NotValidYet
+            | rustls::CertificateError::NotValidYetContext { .. }),
+        )) => format!("{address}: by this machine's clock its certificate is not valid now ({problem}); set the clock"),
         Some(rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion)) => {
             format!("{address}: it does not speak TLS 1.3")
         }
@@ -204,6 +210,36 @@ pub fn unreachable_behind(status: &tonic::Status) -> Option<Unreachable> {
         source = error.source();
     }
     None
+}
+
+/// Why the other side does not take this side's certificate, where a failed call ended with that.
+///
+/// TLS 1.3 tells a client so only after it has sent its first bytes (RFC 8446, section 4.4.2.4 and 6.2).
+#[must_use]
+pub fn certificate_refused_behind(status: &tonic::Status) -> Option<&'static str> {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(rustls::Error::AlertReceived(alert)) = inner.and_then(|inner| inner.downcast_ref()) {
+            return refusal_of_certificate(*alert);
+        }
+        source = error.source();
+    }
+    None
+}
+
+#[allow(clippy::wildcard_enum_match_arm)] // Alerts on anything but certificates.
+const fn refusal_of_certificate(alert: rustls::AlertDescription) -> Option<&'static str> {
+    match alert {
+        rustls::AlertDescription::CertificateExpired => Some("the certificate has expired"),
+        rustls::AlertDescription::UnknownCA => Some("the certificate is of another farm"),
+        rustls::AlertDescription::BadCertificate
+        | rustls::AlertDescription::UnsupportedCertificate
+        | rustls::AlertDescription::CertificateRevoked
+        | rustls::AlertDescription::CertificateUnknown
+        | rustls::AlertDescription::DecryptError => Some("the certificate is not the farm's"),
+        _ => None,
+    }
 }
 
 impl tower::Service<Uri> for Dialer {

@@ -29,6 +29,8 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     certificate_pem: String,
+    /// Of what it issues.
+    life: Duration,
 }
 
 /// A worker's new certificate.
@@ -41,11 +43,11 @@ pub struct Issued {
 }
 
 impl Authority {
-    /// Reads `ca.pem` and `ca.key` from `folder`; makes both where neither exists.
+    /// Reads `ca.pem` and `ca.key` from `folder`; makes both where neither exists. What it issues is valid for `life`.
     ///
     /// # Errors
     /// [`PkiError`].
-    pub fn open(folder: &Path, now: Timestamp) -> Result<Self, PkiError> {
+    pub fn open(folder: &Path, life: Duration, now: Timestamp) -> Result<Self, PkiError> {
         let (certificate_path, key_path) = (folder.join(CERTIFICATE_FILE), folder.join(KEY_FILE));
         let certificate = files::read_optional(&certificate_path, PEM_BYTES)?;
         let key = files::read_optional(&key_path, PEM_BYTES)?.map(Zeroizing::new);
@@ -54,7 +56,7 @@ impl Authority {
             lack: lack.display().to_string(),
         };
         match (certificate, key) {
-            (Some(certificate), Some(key)) => Self::read(&certificate, &key)
+            (Some(certificate), Some(key)) => Self::read(&certificate, &key, life)
                 .map_err(|problem| PkiError::Authority { folder: folder.display().to_string(), problem }),
             (Some(_), None) => Err(half(&certificate_path, &key_path)),
             (None, Some(_)) => Err(half(&key_path, &certificate_path)),
@@ -62,13 +64,13 @@ impl Authority {
                 let (certificate_pem, key_pem) = make(now).map_err(issue)?;
                 files::write_private(&key_path, key_pem.as_bytes())?;
                 files::write_public(&certificate_path, certificate_pem.as_bytes())?;
-                Self::read(certificate_pem.as_bytes(), key_pem.as_bytes())
+                Self::read(certificate_pem.as_bytes(), key_pem.as_bytes(), life)
                     .map_err(|problem| PkiError::Issue { problem })
             }
         }
     }
 
-    fn read(certificate: &[u8], key: &[u8]) -> Result<Self, String> {
+    fn read(certificate: &[u8], key: &[u8], life: Duration) -> Result<Self, String> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| "it is not PEM".to_owned());
         let certificate_pem = text(certificate)?;
         let key = KeyPair::from_pem(&Zeroizing::new(text(key)?)).map_err(|error| format!("{KEY_FILE}: {error}"))?;
@@ -76,12 +78,17 @@ impl Authority {
         let certificate = all.swap_remove(0);
         check_pair(&certificate, &key)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| error.to_string())?;
-        Ok(Self { issuer, certificate, certificate_pem })
+        Ok(Self { issuer, certificate, certificate_pem, life })
     }
 
     #[must_use]
     pub const fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    #[must_use]
+    pub const fn life(&self) -> Duration {
+        self.life
     }
 
     #[must_use]
@@ -104,7 +111,7 @@ impl Authority {
             let one = CertificateParams::new([host.clone()]).map_err(|_| PkiError::Host { host: host.clone() })?;
             params.subject_alt_names.extend(one.subject_alt_names);
         }
-        leaf(&mut params, "kiln-coordinator", ExtendedKeyUsagePurpose::ServerAuth, now);
+        leaf(&mut params, "kiln-coordinator", ExtendedKeyUsagePurpose::ServerAuth, now, self.life);
         let key = new_key().map_err(issue)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(issue)?;
         Ok((certificate.der().clone(), PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
@@ -121,10 +128,10 @@ impl Authority {
             .map_err(|error| request(error.to_string()))?;
         // Of the request only the key counts: names and usages are the farm's to give.
         csr.params = CertificateParams::default();
-        leaf(&mut csr.params, &worker.to_string(), ExtendedKeyUsagePurpose::ClientAuth, now);
+        leaf(&mut csr.params, &worker.to_string(), ExtendedKeyUsagePurpose::ClientAuth, now, self.life);
         let certificate = csr.signed_by(&self.issuer).map_err(issue)?;
         let chain_pem = format!("{}{}", certificate.pem(), self.certificate_pem);
-        Ok(Issued { chain_pem, renew_after: limits::CERTIFICATE_LIFE * 2 / 3 })
+        Ok(Issued { chain_pem, renew_after: self.life * 2 / 3 })
     }
 }
 
@@ -149,13 +156,13 @@ fn make(now: Timestamp) -> Result<(String, Zeroizing<String>), rcgen::Error> {
     Ok((params.self_signed(&key)?.pem(), Zeroizing::new(key.serialize_pem())))
 }
 
-fn leaf(params: &mut CertificateParams, name: &str, usage: ExtendedKeyUsagePurpose, now: Timestamp) {
+fn leaf(params: &mut CertificateParams, name: &str, usage: ExtendedKeyUsagePurpose, now: Timestamp, life: Duration) {
     params.distinguished_name = common_name(name);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(serial());
-    validity(params, now, limits::CERTIFICATE_LIFE);
+    validity(params, now, life);
 }
 
 fn validity(params: &mut CertificateParams, now: Timestamp, life: Duration) {

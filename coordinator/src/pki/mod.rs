@@ -8,7 +8,7 @@ mod join;
 mod peer;
 mod server;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use kiln_common::{Timestamp, WorkerId, runtime::files::FileError};
 use rustls_pki_types::CertificateDer;
@@ -42,12 +42,13 @@ pub enum PkiError {
 }
 
 impl Pki {
-    /// Opens the CA in `folder`, or makes one there on the first start, and makes a fresh server certificate.
+    /// Opens the CA in `folder`, or makes one there on the first start, and makes a fresh server certificate. Certificates
+    /// of the coordinator and of workers are valid for `life`.
     ///
     /// # Errors
     /// [`PkiError`].
-    pub fn open(folder: &Path, advertised_hosts: &[String], now: Timestamp) -> Result<Self, PkiError> {
-        let authority = Arc::new(Authority::open(folder, now)?);
+    pub fn open(folder: &Path, advertised_hosts: &[String], life: Duration, now: Timestamp) -> Result<Self, PkiError> {
+        let authority = Arc::new(Authority::open(folder, life, now)?);
         let server = Arc::new(ServerCertificate::issue(Arc::clone(&authority), advertised_hosts, now)?);
         Ok(Self { authority, server })
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use kiln_common::{Timestamp, limits, runtime::tls};
+use kiln_common::{Timestamp, runtime::tls};
 use rustls::{
     ServerConfig,
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
@@ -49,7 +49,7 @@ impl ServerCertificate {
 
     /// Renews the certificate long before it ends, until `stop`.
     pub async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(limits::CERTIFICATE_LIFE / 3);
+        let mut ticks = tokio::time::interval(self.authority.life() / 3);
         ticks.tick().await;
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             match self.renew(Timestamp::now()) {

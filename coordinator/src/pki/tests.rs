@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kiln_common::runtime::tls::{self, Identity, Trust};
+use kiln_common::{
+    limits,
+    runtime::tls::{self, Identity, Trust},
+};
 use rustls_pki_types::{PrivatePkcs8KeyDer, ServerName};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,7 +17,7 @@ use super::*;
 use crate::store::MemoryStore;
 
 fn open(folder: &Path) -> Pki {
-    Pki::open(folder, &["farm.example".into()], Timestamp::now()).expect("pki")
+    Pki::open(folder, &["farm.example".into()], limits::CERTIFICATE_LIFE, Timestamp::now()).expect("pki")
 }
 
 fn identity(pki: &Pki, worker: WorkerId) -> Identity {
@@ -125,12 +128,14 @@ fn the_ca_survives_a_restart_and_half_of_it_is_an_error() {
     let first = open(folder.path()).ca_fingerprint();
     assert_eq!(open(folder.path()).ca_fingerprint(), first);
     std::fs::remove_file(folder.path().join("ca.key")).expect("removed");
-    let error = Pki::open(folder.path(), &[], Timestamp::now()).err().expect("no key").to_string();
+    let error =
+        Pki::open(folder.path(), &[], limits::CERTIFICATE_LIFE, Timestamp::now()).err().expect("no key").to_string();
     assert!(error.contains("ca.pem is there without") && error.contains("backup"), "{error}");
     let other = tempfile::tempdir().expect("folder");
     open(other.path());
     std::fs::copy(other.path().join("ca.key"), folder.path().join("ca.key")).expect("copied");
-    let error = Pki::open(folder.path(), &[], Timestamp::now()).err().expect("wrong key").to_string();
+    let error =
+        Pki::open(folder.path(), &[], limits::CERTIFICATE_LIFE, Timestamp::now()).err().expect("wrong key").to_string();
     assert!(error.contains("ca.key is not the key of ca.pem"), "{error}");
 }
 

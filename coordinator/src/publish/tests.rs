@@ -308,7 +308,8 @@ async fn an_unreachable_registry_is_named() {
 #[tokio::test]
 async fn an_untrusted_certificate_fails_at_once_and_says_so() {
     let folder = tempfile::tempdir().expect("folder");
-    let pki = crate::pki::Pki::open(folder.path(), &[], Timestamp::now()).expect("pki");
+    let pki = crate::pki::Pki::open(folder.path(), &[], kiln_common::limits::CERTIFICATE_LIFE, Timestamp::now())
+        .expect("pki");
     let acceptor = tokio_rustls::TlsAcceptor::from(pki.server_config().expect("configuration"));
     let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.expect("bound");
     let port = listener.local_addr().expect("address").port();

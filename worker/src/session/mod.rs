@@ -11,7 +11,7 @@ mod registration;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use kiln_common::Reason;
+use kiln_common::{Reason, runtime::dial};
 use kiln_proto::status::{LEADER_ADDRESS, StatusFacts};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,7 @@ pub struct Session {
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     #[error(
-        "the farm does not accept this worker any more: {message}; if it was removed, make a token with \
+        "the farm does not accept this worker: {message}; to join it again make a token with \
          `kiln workers token create` and start it with --join-token-file"
     )]
     Refused { message: String },
@@ -129,7 +129,10 @@ impl Session {
 impl From<Status> for End {
     fn from(status: Status) -> Self {
         let facts = StatusFacts::from(&status);
-        let reached = kiln_common::runtime::dial::unreachable_behind(&status);
+        if let Some(problem) = dial::certificate_refused_behind(&status) {
+            return Self::Refused { message: problem.to_owned() };
+        }
+        let reached = dial::unreachable_behind(&status);
         let message = reached.map_or_else(|| status.message().to_owned(), |unreachable| unreachable.to_string());
         if facts.is(Reason::NotLeader) {
             return Self::NotLeader { leader: facts.metadata.get(LEADER_ADDRESS).cloned() };
