@@ -26,10 +26,15 @@ pub enum Feature {
     RewriteTimestamp,
     /// `--shm-size`, `--ulimit` of RUN steps (BuildKit 0.9; Docker 20.10 drops them without a word).
     StepLimits,
+    /// `--add-host NAME:host-gateway`: the engine knows its machine's address (dockerd with a bridge; not buildkitd).
+    HostGateway,
+    /// `--network host`: the engine grants BuildKit's entitlement `network.host` (dockerd, unless it is told otherwise;
+    /// buildkitd only with `insecure-entitlements`).
+    HostNetwork,
 }
 
 impl Feature {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::NamedContexts,
         Self::CacheExportRegistry,
         Self::CacheExportInline,
@@ -38,6 +43,8 @@ impl Feature {
         Self::LayerCompression,
         Self::RewriteTimestamp,
         Self::StepLimits,
+        Self::HostGateway,
+        Self::HostNetwork,
     ];
 
     /// The name in the API, in listings and in messages.
@@ -52,6 +59,8 @@ impl Feature {
             Self::LayerCompression => "layer-compression",
             Self::RewriteTimestamp => "rewrite-timestamp",
             Self::StepLimits => "step-limits",
+            Self::HostGateway => "host-gateway",
+            Self::HostNetwork => "host-network",
         }
     }
 
@@ -67,6 +76,8 @@ impl Feature {
             Self::LayerCompression => "--compression",
             Self::RewriteTimestamp => "--rewrite-timestamp",
             Self::StepLimits => "--shm-size or --ulimit",
+            Self::HostGateway => "--add-host NAME:host-gateway",
+            Self::HostNetwork => "--network host",
         }
     }
 }

@@ -324,6 +324,8 @@ impl BuildSpec {
             (Feature::LayerCompression, self.compression.needs_exporter()),
             (Feature::RewriteTimestamp, self.rewrite_timestamp),
             (Feature::StepLimits, self.shm_size.is_some() || !self.ulimits.is_empty()),
+            (Feature::HostGateway, self.add_hosts.iter().any(|host| host.address.is_none())),
+            (Feature::HostNetwork, self.network == NetworkMode::Host),
         ]
         .into_iter()
         .filter_map(|(feature, needed)| needed.then_some(feature))
@@ -771,6 +773,12 @@ mod tests {
         let cache_to = vec!["type=registry,ref=r.example/cache".parse().unwrap()];
         let asked = BuildSpec { cache_to, provenance: Some("mode=max".into()), ..spec() };
         assert_eq!(asked.required_features(), FeatureSet::from([Feature::CacheExportRegistry, Feature::Attestations]));
+        let add_hosts = vec!["db:10.0.0.1".parse().unwrap()];
+        let asked = BuildSpec { add_hosts, network: NetworkMode::None, ..spec() };
+        assert_eq!(asked.required_features(), FeatureSet::new());
+        let add_hosts = vec!["gw:host-gateway".parse().unwrap()];
+        let asked = BuildSpec { add_hosts, network: NetworkMode::Host, ..spec() };
+        assert_eq!(asked.required_features(), FeatureSet::from([Feature::HostGateway, Feature::HostNetwork]));
     }
 
     #[test]

@@ -77,9 +77,10 @@ impl Scheduler {
         if able().any(|worker| needs.met_by(worker)) {
             return Ok(());
         }
-        if !able().any(|worker| needs.features_met_by(worker)) {
+        let labelled = || able().filter(|worker| needs.labels_met_by(worker));
+        if labelled().next().is_some() {
             let asked_by = needs.features.iter().map(|feature| feature.asked_by()).collect::<Vec<_>>().join(", ");
-            return Err(Refusal::NoWorkerWithFeature { platform, asked_by, detail: lacking(needs, able()) });
+            return Err(Refusal::NoWorkerWithFeature { platform, asked_by, detail: lacking(needs, labelled()) });
         }
         let labels = needs.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ");
         Err(Refusal::NoWorkerWithLabels { platform, labels })

@@ -30,6 +30,8 @@ const SNAPSHOTTER_LABEL: &str = "org.mobyproject.buildkit.worker.snapshotter";
 const HOST_GATEWAY_LABEL: &str = "org.mobyproject.buildkit.worker.moby.host-gateway-ip";
 /// The frontend's capability behind `--build-context` (BuildKit 0.10).
 const NAMED_CONTEXTS_CAP: &str = "moby.buildkit.frontend.contexts";
+/// The entitlement behind `--network host`.
+pub(super) const HOST_NETWORK: &str = "network.host";
 
 /// The three shapes of engines, which differ in how an image leaves them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +96,7 @@ async fn probe_unbounded(dialer: &Dialer) -> Result<EngineFacts, EngineError> {
     let worker = first_worker(&mut control).await?;
     let release = buildkit_release(&mut control).await?;
     let named_contexts = has_named_contexts(&mut control, &release).await?;
+    let host_network = grants_host_network(&mut control).await?;
     let host_gateway = worker.labels.get(HOST_GATEWAY_LABEL).cloned().filter(|address| !address.is_empty());
     let (kind, docker, host_gateway) = match dialer.address().protocol {
         Protocol::BuildKit => (EngineKind::Buildkitd, None, host_gateway),
@@ -122,7 +125,11 @@ async fn probe_unbounded(dialer: &Dialer) -> Result<EngineFacts, EngineError> {
     let several_exporters = several_exporters(&release, version.as_ref());
     Ok(EngineFacts {
         kind,
-        features: features(kind, &release, several_exporters, named_contexts),
+        features: features(
+            kind,
+            &release,
+            &Asked { several_exporters, named_contexts, host_network, host_gateway: host_gateway.is_some() },
+        ),
         several_exporters,
         version: version.map_or(release.version, |version| version.version),
         platforms,
@@ -171,19 +178,38 @@ async fn has_named_contexts(
     if release.knows_info {
         return Ok(true);
     }
-    let attributes = [("requestid", "frontend.subrequests.describe"), ("frontend.caps", NAMED_CONTEXTS_CAP)];
-    let request = SolveRequest {
+    let mut request = describe();
+    request.frontend_attrs.insert("frontend.caps".to_owned(), NAMED_CONTEXTS_CAP.to_owned());
+    Ok(!is_refused(control, request, "unsupported frontend capability").await?)
+}
+
+/// Entitlements are looked at before anything is built.
+async fn grants_host_network(control: &mut ControlClient<Channel>) -> Result<bool, EngineError> {
+    let request = SolveRequest { entitlements: vec![HOST_NETWORK.to_owned()], ..describe() };
+    Ok(!is_refused(control, request, "not allowed").await?)
+}
+
+/// Asks the frontend what it is, which takes no context and builds nothing.
+fn describe() -> SolveRequest {
+    let attributes = [("requestid", "frontend.subrequests.describe")];
+    SolveRequest {
         r#ref: format!("kiln-probe-{:016x}", rand::random::<u64>()),
         frontend: "dockerfile.v0".to_owned(),
         frontend_attrs: attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         ..Default::default()
-    };
+    }
+}
+
+async fn is_refused(
+    control: &mut ControlClient<Channel>,
+    request: SolveRequest,
+    in_words: &str,
+) -> Result<bool, EngineError> {
     match control.solve(request).await {
-        Ok(_) => Ok(true),
+        Ok(_) => Ok(false),
         Err(status) if matches!(status.code(), Code::Unavailable | Code::Cancelled) => Err(EngineError::call(status)),
-        Err(status) if status.message().contains("unsupported frontend capability") => Ok(false),
         // What else it says is about the Dockerfile that nobody gave it.
-        Err(_) => Ok(true),
+        Err(status) => Ok(status.message().contains(in_words)),
     }
 }
 
@@ -204,22 +230,33 @@ fn platforms(listed: &[pb::Platform]) -> Vec<Platform> {
     all
 }
 
-fn features(kind: EngineKind, release: &BuildkitRelease, several_exporters: bool, named_contexts: bool) -> FeatureSet {
+/// What only asking tells.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    several_exporters: bool,
+    named_contexts: bool,
+    host_network: bool,
+    host_gateway: bool,
+}
+
+fn features(kind: EngineKind, release: &BuildkitRelease, asked: &Asked) -> FeatureSet {
     let has_oci_exporter = match kind {
         EngineKind::DockerdContainerd | EngineKind::Buildkitd => true,
         EngineKind::DockerdClassic => false,
     };
     [
-        (Feature::NamedContexts, named_contexts),
+        (Feature::NamedContexts, asked.named_contexts),
         (Feature::CacheExportRegistry, has_oci_exporter),
         (Feature::CacheExportInline, true),
         (Feature::Attestations, has_oci_exporter && release.knows_info),
         (Feature::Annotations, has_oci_exporter && release.knows_info),
         (Feature::LayerCompression, has_oci_exporter && release.knows_info),
         // Both came with BuildKit 0.13.
-        (Feature::RewriteTimestamp, has_oci_exporter && several_exporters),
+        (Feature::RewriteTimestamp, has_oci_exporter && asked.several_exporters),
         // Their attributes came to the frontend one release before named contexts did.
-        (Feature::StepLimits, named_contexts),
+        (Feature::StepLimits, asked.named_contexts),
+        (Feature::HostGateway, asked.host_gateway),
+        (Feature::HostNetwork, asked.host_network),
     ]
     .into_iter()
     .filter_map(|(feature, has)| has.then_some(feature))
@@ -270,12 +307,15 @@ mod tests {
 
     #[test]
     fn a_classic_store_lacks_what_its_exporter_lacks() {
-        let old = features(EngineKind::DockerdClassic, &BuildkitRelease::default(), false, false);
-        assert_eq!(old, FeatureSet::from([Feature::CacheExportInline]));
+        let asked = Asked { several_exporters: false, named_contexts: false, host_network: true, host_gateway: true };
+        let old = features(EngineKind::DockerdClassic, &BuildkitRelease::default(), &asked);
+        assert_eq!(old, [Feature::CacheExportInline, Feature::HostGateway, Feature::HostNetwork].into());
         let release = BuildkitRelease { knows_info: true, version: String::new() };
-        let new = features(EngineKind::DockerdClassic, &release, true, true);
-        assert_eq!(new, FeatureSet::from([Feature::CacheExportInline, Feature::NamedContexts, Feature::StepLimits]));
-        assert_eq!(features(EngineKind::Buildkitd, &release, true, true), Feature::ALL.into());
+        let asked = Asked { several_exporters: true, named_contexts: true, ..asked };
+        let new = features(EngineKind::DockerdClassic, &release, &asked);
+        let more = [Feature::NamedContexts, Feature::StepLimits];
+        assert_eq!(new, old.into_iter().chain(more).collect::<FeatureSet>());
+        assert_eq!(features(EngineKind::DockerdContainerd, &release, &asked), Feature::ALL.into());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use kiln_common::{
 };
 
 use super::{
-    facts::{EngineFacts, EngineKind},
+    facts::{EngineFacts, EngineKind, HOST_NETWORK},
     job::BuildError,
 };
 
@@ -76,7 +76,7 @@ pub fn solve_request(order: &Order<'_>, target: &Target<'_>) -> Result<SolveRequ
 
 fn entitlements(spec: &BuildSpec) -> Vec<String> {
     match spec.network {
-        NetworkMode::Host => vec!["network.host".to_owned()],
+        NetworkMode::Host => vec![HOST_NETWORK.to_owned()],
         NetworkMode::Default | NetworkMode::None => Vec::new(),
     }
 }
