@@ -119,12 +119,16 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 pub const HEARTBEAT_LEASE: Duration = Duration::from_secs(20);
 /// A lost worker's attempts wait this long for it to return before they are tried elsewhere.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
+/// How often a worker looks at its disk.
+pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Tries of one task after infrastructure failures.
 pub const ATTEMPTS_PER_TASK: u32 = 3;
 
 // Identity.
 /// Life of the coordinator's and the workers' certificates; renewed after two thirds.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+pub const CERTIFICATE_LIFE_MIN: Duration = Duration::from_secs(10 * 60);
+pub const CERTIFICATE_LIFE_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// A worker's certificate request.
 pub const CSR_BYTES: usize = 16 * 1024;
 pub const JOIN_TOKENS: usize = 1_000;

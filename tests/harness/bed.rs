@@ -7,8 +7,29 @@ pub enum EngineKind {
     Docker20,
     /// Docker 28 with the containerd image store.
     Docker28,
+    /// Docker 28 with the classic image store.
+    Docker28Classic,
     /// A standalone buildkitd.
     Buildkit,
+    /// The same one over TCP with TLS; needs [`Bed::buildkit_tls_dir`].
+    BuildkitTcp,
+}
+
+impl EngineKind {
+    pub const ALL: [Self; 5] =
+        [Self::Docker20, Self::Docker28, Self::Docker28Classic, Self::Buildkit, Self::BuildkitTcp];
+
+    /// For names of workers and repositories.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Docker20 => "docker20",
+            Self::Docker28 => "docker28",
+            Self::Docker28Classic => "docker28-classic",
+            Self::Buildkit => "buildkit",
+            Self::BuildkitTcp => "buildkit-tcp",
+        }
+    }
 }
 
 /// What the environment says of the bed.
@@ -34,8 +55,16 @@ impl Bed {
         match kind {
             EngineKind::Docker20 => Some(needed("KILN_BED_DOCKER20")),
             EngineKind::Docker28 => Some(needed("KILN_BED_DOCKER28")),
+            EngineKind::Docker28Classic => std::env::var("KILN_BED_DOCKER28_CLASSIC").ok(),
             EngineKind::Buildkit => std::env::var("KILN_BED_BUILDKIT").ok(),
+            EngineKind::BuildkitTcp => std::env::var("KILN_BED_BUILDKIT_TCP").ok(),
         }
+    }
+
+    /// `ca.pem`, `cert.pem` and `key.pem` for the buildkitd over TCP.
+    #[must_use]
+    pub fn buildkit_tls_dir(self) -> String {
+        needed("KILN_BED_BUILDKIT_TLS_DIR")
     }
 
     /// A `docker` client of the newer generation.

@@ -189,11 +189,11 @@ fn read_variables(file: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn keep_reading(
+pub(crate) fn keep_reading(
     pipe: impl std::io::Read + Send + 'static,
     output: Arc<Mutex<String>>,
     lines: std::sync::mpsc::Sender<()>,
-) {
+) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             let mut all = output.lock().expect("output");
@@ -202,5 +202,5 @@ fn keep_reading(
             drop(all);
             let _ = lines.send(());
         }
-    });
+    })
 }

@@ -3,11 +3,15 @@
 
 pub mod bed;
 pub mod dynamic;
+pub mod engine;
 pub mod farm;
 pub mod registry;
+pub mod worker;
 
 pub use bed::Bed;
+pub use engine::OwnEngine;
 pub use farm::Farm;
+pub use worker::Worker;
 
 use std::path::PathBuf;
 

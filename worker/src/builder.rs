@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::FileSyncService,
-    engine::{BuildError, BuildJob, BuildOutcome, EngineFacts, EngineState, Progress},
+    engine::{BuildError, BuildJob, BuildOutcome, EngineError, EngineFacts, EngineState, Progress},
+    probe::FileSystem,
 };
 
 /// One attempt as an engine takes it.
@@ -33,6 +34,13 @@ pub trait Builder: Send + Sync + 'static {
 
     /// What the machine measures now.
     fn stats(&self) -> WorkerStats;
+
+    /// The file system that builds fill; `None` where it cannot be seen from here.
+    fn disk(&self) -> Option<FileSystem>;
+
+    /// Frees about `bytes` of the build cache, the longest unused first; what running builds use stays. Returns the size
+    /// of what went, as the engine counts it.
+    async fn prune(&self, bytes: u64) -> Result<u64, EngineError>;
 
     /// Builds and pushes by digest. Ends early once `stop` is cancelled; dropping the future stops the build, too.
     async fn build(&self, job: Job, progress: Progress, stop: CancellationToken) -> BuildOutcome;

@@ -1,11 +1,11 @@
 //! `kiln-worker --doctor`: what a worker would find if it started now, one line for each thing, with the remedy.
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{io::Write, time::Duration};
 
 use kiln_common::{
-    limits,
+    Feature, limits,
     runtime::{
-        Dialer,
+        Dialer, files,
         tls::{self, Trust},
     },
 };
@@ -14,13 +14,15 @@ use kiln_proto::v1::{MachineInfo, WorkerStats};
 use crate::{
     builder::Builder,
     config::{Config, default_slots},
-    engine::{Engine, EngineFacts},
+    disk::DiskPolicy,
+    engine::{Engine, EngineFacts, EngineKind},
     enroll::Identity,
+    probe::{FileSystem, Probe},
     real_builder::RealBuilder,
 };
 
-/// Less free disk than this ends most builds.
-const DISK_LOW: u64 = 4 << 30;
+/// With less memory most compilers end before the build does.
+const MEMORY_LOW: u64 = 1 << 30;
 
 /// One thing that was looked at.
 enum Finding {
@@ -44,31 +46,55 @@ pub async fn examine(config: &Config) -> bool {
         // A reader that has seen enough may have closed the pipe.
         let _ = writeln!(std::io::stdout(), "{mark}  {what:<10} {text}");
     };
-    match Engine::connect(config.engine.clone()).await {
+    match Engine::connect(config.engine.address.clone()).await {
         Ok(engine) => {
-            let builder: Arc<dyn Builder> = Arc::new(RealBuilder::new(engine, config.engine.is_local()));
-            let facts = builder.watch().borrow().facts().clone();
-            let (machine, stats) = (builder.machine(&facts), builder.stats());
-            say("engine", Finding::Good(format!("{} {} at {}", facts.kind.name(), facts.version, config.engine)));
-            say("features", features(&facts));
-            say("platforms", platforms(&*builder, &facts, config).await);
-            say("machine", machine_line(&machine, config));
-            say("disk", disk(&stats));
+            for (what, finding) in examine_engine(engine, config).await {
+                say(what, finding);
+            }
         }
         Err(error) => say("engine", Finding::Bad(error.to_string())),
     }
+    say("data", data(config));
     say("identity", identity(config));
     say("farm", farm(config).await);
     sound
 }
 
-fn features(facts: &EngineFacts) -> Finding {
-    let names: Vec<_> = facts.features.iter().map(ToString::to_string).collect();
-    if names.is_empty() {
-        Finding::Note("none beyond the plain build".to_owned())
-    } else {
-        Finding::Good(names.join(", "))
+/// What the engine and its machine give.
+async fn examine_engine(engine: Engine, config: &Config) -> Vec<(&'static str, Finding)> {
+    let local = config.engine.address.is_local();
+    let probe = Probe::new(local, config.engine.data_dir.clone());
+    let has_pressure = probe.measures_pressure();
+    let builder = RealBuilder::new(engine, probe);
+    let facts = builder.watch().borrow().facts().clone();
+    let (machine, stats) = (builder.machine(&facts), builder.stats());
+    let mut findings = vec![
+        ("engine", Finding::Good(format!("{} {} at {}", facts.kind.name(), facts.version, config.engine.address))),
+        ("features", features(&facts)),
+        ("platforms", platforms(&builder, &facts, config).await),
+    ];
+    findings.extend(handlers(&builder, &facts).await.map(|finding| ("emulation", finding)));
+    findings.push(("machine", machine_line(&machine, config)));
+    findings.push(("disk", disk(builder.disk(), &facts, &config.engine.disk)));
+    if local {
+        findings.push(("health", health(&stats, has_pressure)));
     }
+    findings
+}
+
+fn features(facts: &EngineFacts) -> Finding {
+    let has: Vec<_> = facts.features.iter().map(|feature| feature.name()).collect();
+    let lacks: Vec<_> =
+        Feature::ALL.into_iter().filter(|feature| !facts.features.contains(feature)).map(Feature::asked_by).collect();
+    let has = if has.is_empty() { "none beyond the plain build".to_owned() } else { has.join(", ") };
+    if lacks.is_empty() {
+        return Finding::Good(has);
+    }
+    let remedy = match facts.kind {
+        EngineKind::DockerdClassic => "; Docker's containerd image store has more",
+        EngineKind::DockerdContainerd | EngineKind::Buildkitd => "",
+    };
+    Finding::Note(format!("{has}; builds with {} go to other workers{remedy}", lacks.join(", ")))
 }
 
 async fn platforms(builder: &dyn Builder, facts: &EngineFacts, config: &Config) -> Finding {
@@ -77,19 +103,81 @@ async fn platforms(builder: &dyn Builder, facts: &EngineFacts, config: &Config) 
     if listed.is_empty() { Finding::Bad("none; see --platforms".to_owned()) } else { Finding::Good(listed.join(", ")) }
 }
 
-fn machine_line(machine: &MachineInfo, config: &Config) -> Finding {
-    let slots = config.slots.unwrap_or_else(|| default_slots(machine.cpus, machine.memory_bytes));
-    let memory = gib(machine.memory_bytes);
-    Finding::Good(format!("{}, {} CPUs, {memory}, {}; {slots} slots", machine.cpu_model, machine.cpus, machine.os))
+/// Platforms that the engine lists and no container of it can run.
+async fn handlers(builder: &dyn Builder, facts: &EngineFacts) -> Option<Finding> {
+    let usable = builder.platforms(facts).await;
+    let lost: Vec<_> =
+        facts.platforms.iter().filter(|platform| !usable.contains_key(platform)).map(ToString::to_string).collect();
+    (!lost.is_empty()).then(|| {
+        Finding::Note(format!(
+            "{}: the handler in binfmt_misc lacks the F flag, without which containers cannot use it; register it with F, \
+             as Debian's qemu-user-static does",
+            lost.join(", ")
+        ))
+    })
 }
 
-fn disk(stats: &WorkerStats) -> Finding {
-    match stats.disk_available_bytes {
-        0 => Finding::Note("the engine's disk cannot be seen from here".to_owned()),
-        free if free < DISK_LOW => {
-            Finding::Bad(format!("{} free for the engine; builds need more, try `docker system prune`", gib(free)))
+fn machine_line(machine: &MachineInfo, config: &Config) -> Finding {
+    let slots = config.engine.slots.unwrap_or_else(|| default_slots(machine.cpus, machine.memory_bytes));
+    let cpu = if machine.cpu_model.is_empty() { "another machine" } else { &machine.cpu_model };
+    let line = format!("{cpu}, {} CPUs, {}, {}; {slots} slots", machine.cpus, gib(machine.memory_bytes), machine.os);
+    match machine.memory_bytes {
+        0 => Finding::Note(format!("{cpu}: its CPUs and memory cannot be seen from here; {slots} slots")),
+        memory if memory < MEMORY_LOW => {
+            Finding::Note(format!("{line}; builds that need more memory are killed, swap helps"))
         }
-        free => Finding::Good(format!("{} free for the engine", gib(free))),
+        _ => Finding::Good(line),
+    }
+}
+
+fn disk(disk: Option<FileSystem>, facts: &EngineFacts, policy: &DiskPolicy) -> Finding {
+    let Some(disk) = disk else {
+        return Finding::Note(
+            "the engine's disk cannot be seen from here; its own garbage collection has to do".to_owned(),
+        );
+    };
+    let marks = policy.marks(disk.total);
+    let free = format!("{} of {} free for the engine", gib(disk.available), gib(disk.total));
+    if disk.available < marks.min {
+        let prune = match facts.kind {
+            EngineKind::DockerdClassic | EngineKind::DockerdContainerd => "docker system prune",
+            EngineKind::Buildkitd => "buildctl prune",
+        };
+        return Finding::Bad(format!("{free}, and below {} it gets no build; try `{prune}`", gib(marks.min)));
+    }
+    let line = format!("{free}; prunes below {}, takes no build below {}", gib(marks.low), gib(marks.min));
+    if disk.available < marks.low { Finding::Note(line) } else { Finding::Good(line) }
+}
+
+fn health(stats: &WorkerStats, has_pressure: bool) -> Finding {
+    let temperature = match stats.temperature_celsius {
+        unknown if unknown <= 0.0 => "no thermometer".to_owned(),
+        degrees => format!("{degrees:.0} °C"),
+    };
+    if stats.throttled {
+        return Finding::Note(format!(
+            "{temperature}, throttled by heat or a weak power supply: it gets builds only when no other worker can"
+        ));
+    }
+    if !has_pressure {
+        return Finding::Note(format!(
+            "{temperature}; the kernel does not measure pressure, boot it with psi=1 for better placement"
+        ));
+    }
+    Finding::Good(format!("{temperature}, not throttled, load {:.2}", stats.load1))
+}
+
+fn data(config: &Config) -> Finding {
+    let folder = config.data_dir.display();
+    let tried = files::create_private_dir(&config.data_dir)
+        .and_then(|()| files::write_private(&config.data_dir.join(".doctor"), b""));
+    match tried {
+        Ok(()) => {
+            // It was made a moment ago.
+            let _ = std::fs::remove_file(config.data_dir.join(".doctor"));
+            Finding::Good(format!("{folder} can be written"))
+        }
+        Err(error) => Finding::Bad(format!("{error}; run it as a user that may, or set --data-dir")),
     }
 }
 

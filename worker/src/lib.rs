@@ -7,6 +7,7 @@ pub mod agent_tunnel;
 pub mod builder;
 pub mod config;
 pub mod context;
+pub mod disk;
 pub mod doctor;
 pub mod engine;
 pub mod enroll;

@@ -1,7 +1,9 @@
-//! The container engine as a [`Builder`]: builds by [`Engine`], grades and figures from
-//! [`probe`].
+//! The container engine as a [`Builder`]: builds and prunes by [`Engine`], grades and figures from [`Probe`].
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use async_trait::async_trait;
 use kiln_common::{Grade, Platform};
@@ -11,21 +13,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     builder::{Builder, Job},
-    engine::{BuildError, BuildOutcome, Engine, EngineFacts, EngineState, Progress},
-    probe,
+    engine::{BuildError, BuildOutcome, Engine, EngineError, EngineFacts, EngineState, Progress},
+    probe::{FileSystem, Probe},
 };
 
 /// An engine and this machine.
 pub struct RealBuilder {
     engine: Engine,
-    /// Whether the engine runs on this machine, so that what is measured here holds for it.
-    local: bool,
+    probe: Probe,
+    /// Bytes of build cache that were pruned so far.
+    pruned: AtomicU64,
 }
 
 impl RealBuilder {
     #[must_use]
-    pub const fn new(engine: Engine, local: bool) -> Self {
-        Self { engine, local }
+    pub const fn new(engine: Engine, probe: Probe) -> Self {
+        Self { engine, probe, pruned: AtomicU64::new(0) }
     }
 }
 
@@ -36,15 +39,26 @@ impl Builder for RealBuilder {
     }
 
     async fn platforms(&self, engine: &EngineFacts) -> BTreeMap<Platform, Grade> {
-        probe::platforms::grades(&engine.platforms, self.local)
+        self.probe.grades(&engine.platforms)
     }
 
     fn machine(&self, engine: &EngineFacts) -> MachineInfo {
-        probe::machine::machine(engine, self.local)
+        self.probe.machine(engine)
     }
 
     fn stats(&self) -> WorkerStats {
-        probe::stats::stats(&self.engine.facts(), self.local)
+        let pruned_bytes = self.pruned.load(Ordering::Relaxed);
+        WorkerStats { pruned_bytes, ..self.probe.stats(&self.engine.facts()) }
+    }
+
+    fn disk(&self) -> Option<FileSystem> {
+        self.probe.engine_disk(&self.engine.facts())
+    }
+
+    async fn prune(&self, bytes: u64) -> Result<u64, EngineError> {
+        let freed = self.engine.prune(bytes).await?;
+        self.pruned.fetch_add(freed, Ordering::Relaxed);
+        Ok(freed)
     }
 
     async fn build(&self, job: Job, progress: Progress, stop: CancellationToken) -> BuildOutcome {

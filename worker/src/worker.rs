@@ -3,18 +3,23 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use kiln_common::runtime::{Shutdown, files, tls};
+use kiln_common::{
+    limits,
+    runtime::{Shutdown, files, tls},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     builder::Builder,
     config::{Config, default_slots},
     context::{CacheConfig, ContextStore},
+    disk::Keeper,
     engine::Engine,
     enroll,
     job::Jobs,
     logs::SpoolDir,
     pause::Pause,
+    probe::{FileSystem, Probe},
     real_builder::RealBuilder,
     session::{self, Farm, Link, Profile, Session, SessionError},
     slots::Slots,
@@ -51,7 +56,8 @@ async fn start(config: &Config, rejoin: bool) -> anyhow::Result<Worker> {
         Some(token) if rejoin => enroll::join(&config.data_dir, token, &config.coordinators, &config.name).await?,
         token => enroll::identity(&config.data_dir, token.as_ref(), &config.coordinators, &config.name).await?,
     };
-    let builder = Arc::new(RealBuilder::new(connect(config).await, config.engine.is_local()));
+    let probe = Probe::new(config.engine.address.is_local(), config.engine.data_dir.clone());
+    let builder = Arc::new(RealBuilder::new(connect(config).await, probe));
     Worker::new(config.clone(), identity, builder).await
 }
 
@@ -59,7 +65,7 @@ async fn start(config: &Config, rejoin: bool) -> anyhow::Result<Worker> {
 async fn connect(config: &Config) -> Engine {
     let mut pause = Pause::default();
     loop {
-        match Engine::connect(config.engine.clone()).await {
+        match Engine::connect(config.engine.address.clone()).await {
             Ok(engine) => return engine,
             Err(error) => tracing::warn!(%error, "the engine cannot be used yet; trying again"),
         }
@@ -75,6 +81,7 @@ pub struct Worker {
     link: Link,
     session: Session,
     following: AbortOnDropHandle<()>,
+    keeper: Keeper,
     leaving: CancellationToken,
 }
 
@@ -82,21 +89,24 @@ impl Worker {
     /// # Errors
     /// When the data folder cannot be used.
     pub async fn new(config: Config, identity: enroll::Identity, builder: Arc<dyn Builder>) -> anyhow::Result<Self> {
-        let spools = open_spools(&config.data_dir)?;
+        let share = share_of_disk(&config.data_dir);
+        let spools = open_spools(&config.data_dir, share)?;
         let cache = config.data_dir.join("contexts");
-        let contexts = ContextStore::open(&cache, CacheConfig::default()).await;
+        let bounds = CacheConfig { bytes: limits::CONTEXT_CACHE_BYTES.min(share), ..CacheConfig::default() };
+        let contexts = ContextStore::open(&cache, bounds).await;
         let contexts = contexts.with_context(|| format!("cannot open the context cache {}", cache.display()))?;
         let profile = profile(&config, &*builder);
         let slots = Arc::new(Slots::new(profile.slots));
         let addresses = if config.coordinators.is_empty() { &identity.coordinators } else { &config.coordinators };
         let farm = Farm::new(addresses.clone(), identity);
         let (control, link) = session::link();
+        let keeper = Keeper::new(config.engine.disk, config.data_dir.clone(), builder.clone(), contexts.clone());
         let jobs = Jobs { slots: slots.clone(), builder: builder.clone(), contexts, spools, link: link.clone() };
         let (registration, following) = session::follow(builder.clone(), profile).await;
         let leaving = CancellationToken::new();
         let session = Session::new(farm.clone(), slots.clone(), jobs, builder, registration, leaving.clone(), control);
         let following = AbortOnDropHandle::new(tokio::spawn(following));
-        Ok(Self { config, slots, farm, link, session, following, leaving })
+        Ok(Self { config, slots, farm, link, session, following, keeper, leaving })
     }
 
     /// Runs until the shutdown is done.
@@ -104,10 +114,11 @@ impl Worker {
     /// # Errors
     /// When the farm has removed this worker.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let Self { config, slots, farm, link, session, following, leaving } = self;
+        let Self { config, slots, farm, link, session, following, keeper, leaving } = self;
         let renewing = enroll::keep_renewed(config.data_dir.clone(), farm.clone(), link);
         let _renewing = AbortOnDropHandle::new(tokio::spawn(renewing));
         let _following = following;
+        let _keeping = AbortOnDropHandle::new(tokio::spawn(keeper.run()));
         tokio::select! {
             ended = session.run() => {
                 let Err(error) = ended;
@@ -153,17 +164,24 @@ fn advise(error: SessionError, config: &Config, farm: &Farm) -> anyhow::Error {
 #[error("the farm removed this worker; it joins again with its new token")]
 struct Rejoin;
 
-fn open_spools(data_dir: &Path) -> anyhow::Result<SpoolDir> {
+/// What each of the worker's own stores may take of its disk at most: a card is for builds.
+fn share_of_disk(data_dir: &Path) -> u64 {
+    FileSystem::of(data_dir).map_or(u64::MAX, |disk| disk.total / 16)
+}
+
+fn open_spools(data_dir: &Path, share: u64) -> anyhow::Result<SpoolDir> {
     let path = data_dir.join("spool");
-    SpoolDir::open(&path).with_context(|| format!("cannot use the spool folder {}", path.display()))
+    SpoolDir::open(&path, limits::LOG_SPOOL_BYTES.min(share))
+        .with_context(|| format!("cannot use the spool folder {}", path.display()))
 }
 
 fn profile(config: &Config, builder: &dyn Builder) -> Profile {
     let machine = builder.machine(builder.watch().borrow().facts());
     Profile {
-        slots: config.slots.unwrap_or_else(|| default_slots(machine.cpus, machine.memory_bytes)),
+        slots: config.engine.slots.unwrap_or_else(|| default_slots(machine.cpus, machine.memory_bytes)),
         labels: config.labels.clone(),
         platforms: config.platforms.clone(),
+        disk: config.engine.disk,
         instance_id: format!("{:032x}", rand::random::<u128>()),
     }
 }

@@ -14,7 +14,7 @@ use clap::Args;
 use futures_util::StreamExt as _;
 use kiln_common::runtime::{Shutdown, files};
 use kiln_coordinator::{Running, WorkerState};
-use kiln_worker::engine::EngineAddress;
+use kiln_worker::config::{EngineArgs, EngineConfig};
 
 use crate::{failure::Failure, output::Paint, paths};
 
@@ -22,12 +22,8 @@ use crate::{failure::Failure, output::Paint, paths};
 pub struct Up {
     #[command(flatten)]
     coordinator: kiln_coordinator::Config,
-    /// The container engine: unix:///PATH, tcp://HOST:PORT, buildkit+unix://PATH or buildkit+tcp://HOST:PORT
-    #[arg(long, value_name = "ADDRESS", default_value = "unix:///var/run/docker.sock")]
-    engine: EngineAddress,
-    /// How many builds run at once [default: from the CPUs and the memory]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    slots: Option<u32>,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// Runs until a signal: the first one finishes what is being built, a second one stops.
@@ -36,6 +32,7 @@ pub struct Up {
 /// What keeps the farm from starting or made it end.
 pub async fn run(mut up: Up) -> Result<(), Failure> {
     let failed = |error: anyhow::Error| Failure::local("the farm cannot run", format!("{error:#}"));
+    let engine = up.engine.config().map_err(Failure::usage)?;
     if up.coordinator.common.config_check {
         println!("the configuration is sound");
         return Ok(());
@@ -44,20 +41,19 @@ pub async fn run(mut up: Up) -> Result<(), Failure> {
     if up.coordinator.common.data_dir.is_none() {
         up.coordinator.common.data_dir = paths::data_dir();
     }
-    serve(up).await.map_err(failed)
+    serve(up.coordinator, engine).await.map_err(failed)
 }
 
-async fn serve(up: Up) -> Result<()> {
-    let data = up.coordinator.data_dir().to_owned();
+async fn serve(coordinator: kiln_coordinator::Config, engine: EngineConfig) -> Result<()> {
+    let data = coordinator.data_dir().to_owned();
     let shutdown = Shutdown::on_signals().context("cannot listen for signals")?;
     let coordinator_stop = Shutdown::new();
-    let running = kiln_coordinator::start(up.coordinator, coordinator_stop.clone()).await?;
+    let running = kiln_coordinator::start(coordinator, coordinator_stop.clone()).await?;
     let worker = kiln_worker::Config {
         data_dir: data.join("worker"),
         coordinators: vec![running.endpoint.clone()],
         join_token: Some(running.create_join_token().await?.parse()?),
-        engine: up.engine,
-        slots: up.slots,
+        engine,
         platforms: BTreeMap::new(),
         labels: BTreeMap::new(),
         name: host_name(),

@@ -78,6 +78,8 @@ pub struct WorkerStats {
     pub cpu_pressure: Option<f64>,
     pub memory_pressure: Option<f64>,
     pub io_pressure: Option<f64>,
+    /// Build cache that it has pruned since it started.
+    pub pruned: u64,
 }
 
 /// An operator's change of a worker.

@@ -238,6 +238,9 @@ pub struct MachineFacts {
     pub cpus: u32,
     pub memory: u64,
     pub disk: u64,
+    /// Below this much free disk the worker gets no task.
+    #[serde(default)]
+    pub disk_min: u64,
     pub kiln_version: String,
     pub os: String,
 }

@@ -129,6 +129,7 @@ pub(super) fn worker(view: &WorkerView<'_>) -> v1::Worker {
             cpu_pressure: view.stats.cpu_pressure,
             memory_pressure: view.stats.memory_pressure,
             io_pressure: view.stats.io_pressure,
+            pruned_bytes: view.stats.pruned,
         }),
         last_seen_at: view.last_seen.map(timestamp_to_wire),
         joined_at: Some(timestamp_to_wire(view.record.joined_at)),
@@ -158,6 +159,7 @@ fn machine(facts: &MachineFacts) -> v1::MachineInfo {
         cpus: facts.cpus,
         memory_bytes: facts.memory,
         disk_bytes: facts.disk,
+        disk_min_bytes: facts.disk_min,
         kiln_version: facts.kiln_version.clone(),
         os: facts.os.clone(),
     }

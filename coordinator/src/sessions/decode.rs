@@ -48,6 +48,7 @@ pub(super) fn facts(hello: v1::Hello) -> Result<(WorkerFacts, Vec<AttemptId>), S
             cpus: machine.cpus,
             memory: machine.memory_bytes,
             disk: machine.disk_bytes,
+            disk_min: machine.disk_min_bytes,
             kiln_version: short(machine.kiln_version),
             os: short(machine.os),
         },
@@ -67,6 +68,7 @@ pub(super) fn stats(wire: v1::WorkerStats) -> WorkerStats {
         cpu_pressure: wire.cpu_pressure.and_then(percent),
         memory_pressure: wire.memory_pressure.and_then(percent),
         io_pressure: wire.io_pressure.and_then(percent),
+        pruned: wire.pruned_bytes,
     }
 }
 

@@ -62,6 +62,12 @@ impl ContextStore {
         Ok(Arc::new(Self { cache, flights: Mutex::default(), writers }))
     }
 
+    /// Gives about `bytes` of the disk back, the oldest chunks first; they are fetched again when they are needed.
+    pub async fn shrink(self: &Arc<Self>, bytes: u64) -> u64 {
+        let store = self.clone();
+        spawn_blocking(move || store.cache.shrink(bytes)).await.unwrap_or(0)
+    }
+
     /// The chunks' bytes in the order of `chunks`, from the cache or from `source`; all of them are held at once.
     pub(super) async fn read(
         self: &Arc<Self>,

@@ -16,6 +16,7 @@ pub mod job;
 mod lines;
 mod monitor;
 mod progress;
+mod prune;
 mod push;
 mod request;
 mod session;
@@ -95,6 +96,15 @@ impl Engine {
             outcome = build::run_only(&self.dialer, &facts, job, progress, &cancel) => outcome,
             () = cancelled_for_long(&cancel) => Err(BuildError::Cancelled),
         }
+    }
+
+    /// Frees about `bytes` of the build cache, the longest unused first; what running builds use stays. Returns how large
+    /// the removed records were.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the engine is away or refuses.
+    pub async fn prune(&self, bytes: u64) -> Result<u64, EngineError> {
+        prune::prune(&self.dialer, bytes).await
     }
 
     /// Changes whenever the engine goes away or comes back, then with fresh facts.

@@ -212,7 +212,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_into_memory_comes_back_from_the_spool_in_order() {
         let dir = tempfile::tempdir().unwrap();
-        let mut buffer = Buffer::new(SpoolDir::open(dir.path()).unwrap().spool(AttemptId::generate()));
+        let mut buffer =
+            Buffer::new(SpoolDir::open(dir.path(), limits::LOG_SPOOL_BYTES).unwrap().spool(AttemptId::generate()));
         (0..3000).for_each(|number| buffer.push(line(number, 2000)));
         assert!(buffer.memory_bytes <= limits::LOG_MEMORY_BYTES && !buffer.spool.is_empty());
         let out = drain(&mut buffer);
@@ -225,7 +226,8 @@ mod tests {
     #[test]
     fn nothing_is_forgotten_before_it_is_acknowledged() {
         let dir = tempfile::tempdir().unwrap();
-        let mut buffer = Buffer::new(SpoolDir::open(dir.path()).unwrap().spool(AttemptId::generate()));
+        let mut buffer =
+            Buffer::new(SpoolDir::open(dir.path(), limits::LOG_SPOOL_BYTES).unwrap().spool(AttemptId::generate()));
         (0..10).for_each(|number| buffer.push(line(number, 1)));
         assert_eq!(buffer.batch(0).unwrap().entries.len(), 10);
         assert_eq!(buffer.pending(10), Pending::Nothing);
@@ -240,7 +242,8 @@ mod tests {
     #[test]
     fn a_log_that_is_too_long_ends_with_the_count_of_what_was_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        let mut buffer = Buffer::new(SpoolDir::open(dir.path()).unwrap().spool(AttemptId::generate()));
+        let mut buffer =
+            Buffer::new(SpoolDir::open(dir.path(), limits::LOG_SPOOL_BYTES).unwrap().spool(AttemptId::generate()));
         buffer.bytes = limits::LOG_BYTES_PER_ATTEMPT - RESERVE - 100;
         buffer.push(line(0, 10));
         (1..8).for_each(|number| buffer.push(line(number, 100)));

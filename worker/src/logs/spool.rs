@@ -37,11 +37,11 @@ pub struct Spool {
 }
 
 impl SpoolDir {
-    /// Makes the folder, or clears what an earlier run left in it.
+    /// Makes the folder, or clears what an earlier run left in it. All spools together hold `most` bytes.
     ///
     /// # Errors
     /// When the folder cannot be made or read.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path, most: u64) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         for entry in std::fs::read_dir(path)? {
             let entry = entry?;
@@ -49,7 +49,7 @@ impl SpoolDir {
                 std::fs::remove_file(entry.path())?;
             }
         }
-        Ok(Self { path: path.to_owned(), free: Arc::new(AtomicU64::new(limits::LOG_SPOOL_BYTES)) })
+        Ok(Self { path: path.to_owned(), free: Arc::new(AtomicU64::new(most)) })
     }
 
     pub(super) fn spool(&self, attempt: AttemptId) -> Spool {
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn entries_come_out_in_order_and_leave_no_file() {
         let dir = tempfile::tempdir().unwrap();
-        let spools = SpoolDir::open(dir.path()).unwrap();
+        let spools = SpoolDir::open(dir.path(), limits::LOG_SPOOL_BYTES).unwrap();
         let mut spool = spools.spool(AttemptId::generate());
         (0..5000).for_each(|number| spool.append(&line(number)).unwrap());
         let mut read = Vec::new();
@@ -175,13 +175,12 @@ mod tests {
     #[test]
     fn a_full_folder_refuses_and_a_start_clears_what_was_left() {
         let dir = tempfile::tempdir().unwrap();
-        let spools = SpoolDir::open(dir.path()).unwrap();
-        spools.free.store(100, Ordering::Relaxed);
+        let spools = SpoolDir::open(dir.path(), 100).unwrap();
         let mut spool = spools.spool(AttemptId::generate());
         spool.append(&line(10)).unwrap();
         assert!(spool.append(&line(299)).is_err());
         assert_eq!(spool.len(), 1);
-        SpoolDir::open(dir.path()).unwrap();
+        SpoolDir::open(dir.path(), limits::LOG_SPOOL_BYTES).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

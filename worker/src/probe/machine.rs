@@ -1,31 +1,37 @@
 //! What the worker's machine is: said once with every registration.
 
-use std::path::Path;
-
 use kiln_proto::v1::MachineInfo;
 
+use super::{Probe, text};
 use crate::engine::EngineFacts;
 
-/// Where a standalone buildkitd keeps its data.
-const BUILDKIT_ROOT: &str = "/var/lib/buildkit";
+impl Probe {
+    /// The machine of the engine: what the engine tells goes before what is measured here, which holds only for an
+    /// engine on this machine.
+    #[must_use]
+    pub fn machine(&self, engine: &EngineFacts) -> MachineInfo {
+        let here = if self.local { self.measured() } else { MachineInfo::default() };
+        let here = MachineInfo {
+            disk_bytes: self.engine_disk(engine).map_or(0, |disk| disk.total),
+            kiln_version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..here
+        };
+        match &engine.machine {
+            Some(told) => {
+                MachineInfo { cpus: told.cpus, memory_bytes: told.memory_bytes, os: kernel(&told.kernel), ..here }
+            }
+            None => here,
+        }
+    }
 
-/// The machine of the engine: what the engine tells goes before what is measured here, which holds only for an engine
-/// on this machine.
-#[must_use]
-pub fn machine(engine: &EngineFacts, engine_is_local: bool) -> MachineInfo {
-    let told = engine.machine.as_ref();
-    let here = |value: u64| if engine_is_local { value } else { 0 };
-    MachineInfo {
-        cpu_model: if engine_is_local { cpu_model(&super::text("/proc/cpuinfo")) } else { String::new() },
-        cpus: told.map_or_else(|| if engine_is_local { cpus() } else { 0 }, |machine| machine.cpus),
-        memory_bytes: told
-            .map_or_else(|| here(meminfo(&super::text("/proc/meminfo"), "MemTotal")), |machine| machine.memory_bytes),
-        disk_bytes: here(disk(engine).map_or(0, |disk| disk.total)),
-        kiln_version: env!("CARGO_PKG_VERSION").to_owned(),
-        os: told.map_or_else(
-            || if engine_is_local { kernel(&super::text("/proc/sys/kernel/osrelease")) } else { String::new() },
-            |machine| kernel(&machine.kernel),
-        ),
+    fn measured(&self) -> MachineInfo {
+        MachineInfo {
+            cpu_model: cpu_model(&text(self.proc.join("cpuinfo"))),
+            cpus: cpus(),
+            memory_bytes: meminfo(&text(self.proc.join("meminfo")), "MemTotal"),
+            os: kernel(&text(self.proc.join("sys/kernel/osrelease"))),
+            ..MachineInfo::default()
+        }
     }
 }
 
@@ -37,34 +43,15 @@ fn kernel(release: &str) -> String {
     format!("Linux {}", release.trim())
 }
 
-/// Bytes on the file system that holds the engine's data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Disk {
-    pub total: u64,
-    pub available: u64,
-}
-
-/// `None` where this machine does not see it.
-#[must_use]
-pub fn disk(engine: &EngineFacts) -> Option<Disk> {
-    let root = engine.machine.as_ref().map_or(BUILDKIT_ROOT, |machine| machine.data_root.as_str());
-    // In a container the data's folder may be hidden while its parent's file system is the same.
-    let seen = Path::new(root).ancestors().find(|path| path.exists())?;
-    let figures = rustix::fs::statvfs(seen).ok()?;
-    Some(Disk { total: figures.f_blocks * figures.f_frsize, available: figures.f_bavail * figures.f_frsize })
-}
-
 /// A line of `/proc/meminfo`, in bytes; 0 where there is none.
-#[must_use]
-pub fn meminfo(text: &str, name: &str) -> u64 {
+pub(super) fn meminfo(text: &str, name: &str) -> u64 {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let kibibytes = value.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
     kibibytes.unwrap_or_default() * 1024
 }
 
 /// A CPU by its name where the kernel knows one, by arm's part numbers otherwise, and by the board as a last resort.
-#[must_use]
-pub fn cpu_model(cpuinfo: &str) -> String {
+fn cpu_model(cpuinfo: &str) -> String {
     let field = |name: &str| {
         cpuinfo.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;

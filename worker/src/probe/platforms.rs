@@ -7,17 +7,33 @@ use std::collections::BTreeMap;
 
 use kiln_common::{Grade, Platform};
 
-use super::elf;
+use super::{Probe, elf, text};
 
-const BINFMT: &str = "/proc/sys/fs/binfmt_misc";
+impl Probe {
+    /// Asks this machine, where the engine is on it.
+    #[must_use]
+    pub fn grades(&self, listed: &[Platform]) -> BTreeMap<Platform, Grade> {
+        if self.local {
+            grade_all(listed, runs_here, |platform| self.has_lasting_handler(platform))
+        } else {
+            grade_all(listed, |_| false, |_| true)
+        }
+    }
 
-/// Asks this machine, where the engine is on it.
-#[must_use]
-pub fn grades(listed: &[Platform], engine_is_local: bool) -> BTreeMap<Platform, Grade> {
-    if engine_is_local {
-        grade_all(listed, runs_here, has_lasting_handler)
-    } else {
-        grade_all(listed, |_| false, |_| true)
+    /// A handler that also works inside containers has the F flag (Linux, `admin-guide/binfmt-misc`). Where the handlers
+    /// cannot be read, as in a container without that file system, the engine's own list stands.
+    fn has_lasting_handler(&self, platform: &Platform) -> bool {
+        let Ok(entries) = std::fs::read_dir(self.proc.join("sys/fs/binfmt_misc")) else { return true };
+        let mut any = false;
+        for entry in entries.flatten() {
+            any = true;
+            if let Some(handler) = Handler::parse(&text(entry.path()))
+                && handler.is_for(platform)
+            {
+                return true;
+            }
+        }
+        !any
     }
 }
 
@@ -64,22 +80,6 @@ fn half_width(own: &Platform) -> Vec<Platform> {
 
 fn is_half_width(own: &Platform, platform: &Platform) -> bool {
     matches!((own.architecture(), platform.architecture()), ("arm64", "arm") | ("amd64", "386"))
-}
-
-/// A handler that also works inside containers has the F flag (Linux, `admin-guide/binfmt-misc`). Where the handlers
-/// cannot be read, as in a container without that file system, the engine's own list stands.
-fn has_lasting_handler(platform: &Platform) -> bool {
-    let Ok(entries) = std::fs::read_dir(BINFMT) else { return true };
-    let mut any = false;
-    for entry in entries.flatten() {
-        any = true;
-        if let Some(handler) = Handler::parse(&super::text(entry.path()))
-            && handler.is_for(platform)
-        {
-            return true;
-        }
-    }
-    !any
 }
 
 /// An enabled handler with the F flag.

@@ -2,46 +2,39 @@
 
 use kiln_proto::v1::WorkerStats;
 
-use super::machine::{disk, meminfo};
+use super::{Probe, machine::meminfo, text};
 use crate::engine::EngineFacts;
 
-/// What the Raspberry Pi's firmware says of heat and undervoltage, where its driver is there.
-const PI_THROTTLED: &str = "/sys/devices/platform/soc/soc:firmware/get_throttled";
-/// Under-voltage, capped frequency, throttled, soft temperature limit: all of them now (firmware's `get_throttled`).
-const PI_THROTTLED_NOW: u64 = 0xf;
-const THERMAL_ZONES: usize = 16;
-
-/// Zero for an engine on another machine: nothing that is measured here holds for it.
-#[must_use]
-pub fn stats(engine: &EngineFacts, engine_is_local: bool) -> WorkerStats {
-    if !engine_is_local {
-        return WorkerStats::default();
+impl Probe {
+    /// Zero for an engine on another machine: nothing that is measured here holds for it.
+    #[must_use]
+    pub fn stats(&self, engine: &EngineFacts) -> WorkerStats {
+        if !self.local {
+            return WorkerStats::default();
+        }
+        WorkerStats {
+            load1: first_number(&text(self.proc.join("loadavg"))),
+            memory_available_bytes: meminfo(&text(self.proc.join("meminfo")), "MemAvailable"),
+            disk_available_bytes: self.engine_disk(engine).map_or(0, |disk| disk.available),
+            temperature_celsius: self.temperature(),
+            throttled: self.is_throttled(),
+            cpu_pressure: self.pressure("cpu"),
+            memory_pressure: self.pressure("memory"),
+            io_pressure: self.pressure("io"),
+            ..WorkerStats::default()
+        }
     }
-    WorkerStats {
-        load1: first_number(&super::text("/proc/loadavg")),
-        memory_available_bytes: meminfo(&super::text("/proc/meminfo"), "MemAvailable"),
-        disk_available_bytes: disk(engine).map_or(0, |disk| disk.available),
-        temperature_celsius: hottest(
-            (0..THERMAL_ZONES).map(|zone| super::text(format!("/sys/class/thermal/thermal_zone{zone}/temp"))),
-        ),
-        throttled: is_throttled(&super::text(PI_THROTTLED)),
-        ..WorkerStats::default()
+
+    /// Whether the kernel measures pressure at all.
+    #[must_use]
+    pub fn measures_pressure(&self) -> bool {
+        self.pressure("cpu").is_some()
     }
-}
 
-/// How much of the last ten seconds some task waited for a resource, in percent (Linux, `accounting/psi`).
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Pressure {
-    pub cpu: f64,
-    pub memory: f64,
-    pub io: f64,
-}
-
-/// `None` where the kernel does not measure it.
-#[must_use]
-pub fn pressure() -> Option<Pressure> {
-    let of = |name: &str| some_avg10(&super::text(format!("/proc/pressure/{name}")));
-    Some(Pressure { cpu: of("cpu")?, memory: of("memory")?, io: of("io")? })
+    /// How much of the last ten seconds some task waited for the resource, in percent (Linux, `accounting/psi`).
+    fn pressure(&self, resource: &str) -> Option<f64> {
+        some_avg10(&text(self.proc.join("pressure").join(resource)))
+    }
 }
 
 /// The line `some avg10=1.23 avg60=... total=...`.
@@ -54,42 +47,63 @@ fn first_number(text: &str) -> f64 {
     text.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or_default()
 }
 
-/// Degrees Celsius of the hottest zone; zones are in thousandths, and 0 is unknown.
-fn hottest(zones: impl Iterator<Item = String>) -> f64 {
-    zones.map(|text| first_number(&text) / 1000.0).filter(|degrees| *degrees < 200.0).fold(0.0, f64::max)
-}
-
-/// The firmware's bits, in hex with or without `0x` or `throttled=`.
-fn is_throttled(text: &str) -> bool {
-    let digits = text.trim().trim_start_matches("throttled=").trim_start_matches("0x");
-    u64::from_str_radix(digits, 16).is_ok_and(|bits| bits & PI_THROTTLED_NOW != 0)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::engine::EngineKind;
 
-    #[test]
-    fn figures_of_a_board_are_read() {
-        assert!((first_number("0.52 0.58 0.59 1/467 12345\n") - 0.52).abs() < f64::EPSILON);
-        let zones = ["48312\n", "51000\n", ""].map(str::to_owned);
-        assert!((hottest(zones.into_iter()) - 51.0).abs() < 1e-9);
-        assert!(hottest(std::iter::empty()).abs() < f64::EPSILON);
-    }
-
-    #[test]
-    fn throttling_counts_while_it_lasts() {
-        assert!(is_throttled("50005\n"), "undervoltage and throttled, now and earlier");
-        assert!(is_throttled("throttled=0x4"));
-        for text in ["50000\n", "0\n", "throttled=0x0", "", "nonsense"] {
-            assert!(!is_throttled(text), "{text}");
+    /// An engine that says nothing of its machine.
+    fn engine() -> EngineFacts {
+        EngineFacts {
+            kind: EngineKind::Buildkitd,
+            version: "1.0".to_owned(),
+            features: kiln_common::FeatureSet::new(),
+            platforms: Vec::new(),
+            host_gateway: None,
+            several_exporters: true,
+            machine: None,
         }
     }
 
+    fn board(files: &[(&str, &str)]) -> (tempfile::TempDir, Probe) {
+        let root = tempfile::tempdir().unwrap();
+        for (file, text) in files {
+            let path = root.path().join("proc").join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let probe = Probe::new(true, Some(root.path().to_owned())).under(root.path());
+        (root, probe)
+    }
+
     #[test]
-    fn pressure_is_read_where_the_kernel_measures_it() {
-        let text = "some avg10=12.34 avg60=1.00 avg300=0.00 total=7\nfull avg10=0.10 avg60=0.00 avg300=0.00 total=1\n";
-        assert_eq!(some_avg10(text), Some(12.34));
-        assert_eq!(some_avg10(""), None);
+    fn a_board_s_figures_are_read_from_its_files() {
+        let psi = |some: &str| format!("some avg10={some} avg60=1.00 avg300=0.00 total=7\nfull avg10=0.10 total=1\n");
+        let (_root, probe) = board(&[
+            ("loadavg", "0.52 0.58 0.59 1/467 12345\n"),
+            ("meminfo", "MemTotal: 443080 kB\nMemAvailable: 301716 kB\n"),
+            ("pressure/cpu", &psi("12.34")),
+            ("pressure/memory", &psi("0.00")),
+            ("pressure/io", &psi("99.5")),
+        ]);
+        let stats = probe.stats(&engine());
+        assert!((stats.load1 - 0.52).abs() < f64::EPSILON);
+        assert_eq!(stats.memory_available_bytes, 301_716 * 1024);
+        assert!(stats.disk_available_bytes > 0);
+        assert_eq!(
+            (stats.cpu_pressure, stats.memory_pressure, stats.io_pressure),
+            (Some(12.34), Some(0.0), Some(99.5))
+        );
+    }
+
+    #[test]
+    fn a_kernel_without_pressure_and_an_engine_elsewhere_say_nothing() {
+        let (_root, probe) = board(&[("loadavg", "1.00 0 0\n")]);
+        let stats = probe.stats(&engine());
+        assert_eq!((stats.cpu_pressure, stats.memory_pressure, stats.io_pressure), (None, None, None));
+        assert!(!probe.measures_pressure());
+        assert_eq!(Probe::new(false, None).stats(&engine()), WorkerStats::default());
     }
 }

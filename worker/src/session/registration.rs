@@ -7,7 +7,7 @@ use std::{
 
 use kiln_common::{AttemptId, Grade, Platform};
 use kiln_proto::{
-    SESSION_PROTOCOL,
+    SESSION_PROTOCOLS,
     convert::worker_platform_to_wire,
     v1::{EngineInfo, Hello, MachineInfo},
 };
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     builder::Builder,
+    disk::DiskPolicy,
     engine::{EngineFacts, EngineState},
 };
 
@@ -25,6 +26,8 @@ pub struct Profile {
     pub labels: BTreeMap<String, String>,
     /// Set by the operator instead of what the probe finds; empty: as probed.
     pub platforms: BTreeMap<Platform, Grade>,
+    /// How much disk stays free.
+    pub disk: DiskPolicy,
     /// Distinguishes two starts of the same worker.
     pub instance_id: String,
 }
@@ -44,7 +47,8 @@ pub struct Registration {
 impl Registration {
     pub(super) fn hello(&self, attempts: &BTreeSet<AttemptId>) -> Hello {
         Hello {
-            protocol: SESSION_PROTOCOL,
+            protocol: SESSION_PROTOCOLS.newest,
+            protocol_oldest: SESSION_PROTOCOLS.oldest,
             platforms: self
                 .platforms
                 .iter()
@@ -92,13 +96,15 @@ async fn register(builder: &dyn Builder, profile: &Profile, state: &EngineState)
             BTreeMap::new()
         }
     };
+    let machine = builder.machine(facts);
+    let disk_min_bytes = profile.disk.marks(machine.disk_bytes).min;
     Registration {
         slots: profile.slots,
         labels: profile.labels.clone(),
         instance_id: profile.instance_id.clone(),
         platforms,
         engine: engine_info(facts),
-        machine: builder.machine(facts),
+        machine: MachineInfo { disk_min_bytes, ..machine },
     }
 }
 

@@ -14,7 +14,8 @@ use kiln_common::{Feature, FeatureSet, Grade, Platform, spec::ImageDescriptor};
 use kiln_proto::v1::{LogLine, MachineInfo, ProgressEntry, WorkerStats, progress_entry::Event};
 use kiln_worker::{
     builder::{Builder, Job},
-    engine::{BuildError, BuildOutcome, EngineFacts, EngineKind, EngineState, Progress},
+    engine::{BuildError, BuildOutcome, EngineError, EngineFacts, EngineKind, EngineState, Progress},
+    probe::FileSystem,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -91,6 +92,14 @@ impl Builder for ScriptedEngine {
 
     fn stats(&self) -> WorkerStats {
         WorkerStats { load1: 0.5, ..WorkerStats::default() }
+    }
+
+    fn disk(&self) -> Option<FileSystem> {
+        None
+    }
+
+    async fn prune(&self, _: u64) -> Result<u64, EngineError> {
+        Ok(0)
     }
 
     async fn build(&self, job: Job, progress: Progress, _: CancellationToken) -> BuildOutcome {

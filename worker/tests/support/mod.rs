@@ -13,7 +13,7 @@ use kiln_proto::v1::{
     Assignment, BuildSpec, DockerfileInTree, Grade, PlatformRequest, ProgressEntry, build_spec::Dockerfile,
     progress_entry::Event,
 };
-use kiln_worker::{Config, Worker, enroll};
+use kiln_worker::{Config, Worker, config::EngineConfig, disk::DiskPolicy, enroll};
 use tokio::task::JoinHandle;
 
 use self::{coordinator::Coordinator, engine::ScriptedEngine};
@@ -33,8 +33,12 @@ pub fn config(coordinator: &Coordinator, data_dir: &Path, slots: u32) -> Config 
         data_dir: data_dir.to_owned(),
         coordinators: vec![coordinator.address()],
         join_token: Some(coordinator.token()),
-        engine: "unix:///nowhere".parse().expect("an address"),
-        slots: Some(slots),
+        engine: EngineConfig {
+            address: "unix:///nowhere".parse().expect("an address"),
+            data_dir: None,
+            slots: Some(slots),
+            disk: DiskPolicy::default(),
+        },
         platforms: BTreeMap::new(),
         labels: [("zone".to_owned(), "here".to_owned())].into(),
         name: "test-worker".to_owned(),

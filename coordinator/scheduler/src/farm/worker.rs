@@ -164,10 +164,16 @@ impl Worker {
         .or_else(|| self.short_of_memory())
     }
 
-    /// A twentieth of the disk, at most 1 GiB, is kept free: a card that is full breaks more than the build.
+    /// What the worker says is kept free, else a twentieth of the disk, at most 1 GiB: a card that is full breaks more than
+    /// the build.
     fn short_of_disk(&self) -> Option<Unready<'_>> {
-        let size = self.record.facts.as_ref().map_or(0, |facts| facts.machine.disk);
-        let least = if size == 0 { 256 * MIB } else { (size / 20).min(1024 * MIB) };
+        let (size, said) =
+            self.record.facts.as_ref().map_or((0, 0), |facts| (facts.machine.disk, facts.machine.disk_min));
+        let least = match (said, size) {
+            (0, 0) => 256 * MIB,
+            (0, size) => (size / 20).min(1024 * MIB),
+            (said, _) => said,
+        };
         let available = self.stats.disk_available.filter(|available| *available < least)?;
         Some(Unready::LowDisk { available, least })
     }

@@ -68,6 +68,17 @@ fn required_labels_are_matched_and_what_nobody_carries_is_refused() {
 }
 
 #[test]
+fn a_feature_that_no_worker_with_the_labels_has_is_refused_by_the_feature() {
+    let mut farm = Farm::new();
+    let zone = BTreeMap::from([("zone".to_owned(), "b".to_owned())]);
+    let able = WorkerFacts { features: [Feature::StepLimits].into(), ..native(AMD64, 1) };
+    farm.connect(1, able).connect(2, WorkerFacts { labels: zone.clone(), ..native(AMD64, 1) });
+    farm.submit(1, BuildSpec { required_labels: zone, shm_size: Some(1), ..spec(&[AMD64]) });
+    let refusal = refusal(&farm).to_string();
+    assert!(refusal.contains("`w2`") && refusal.contains("step-limits") && !refusal.contains("w1"), "{refusal}");
+}
+
+#[test]
 fn a_relabelled_worker_takes_what_waited_for_the_label() {
     let mut farm = Farm::new();
     let zone = BTreeMap::from([("zone".to_owned(), "b".to_owned())]);
@@ -238,6 +249,18 @@ fn a_worker_short_of_disk_gets_nothing_until_it_has_pruned() {
     assert!(farm.dispatches.is_empty());
     assert!(farm.scheduler.explain(build(1), farm.now)[0].verdicts[0].reason.contains("low disk: 100 MiB free"));
     farm.stats(1, disk(4000));
+    assert_eq!(farm.dispatches.len(), 1);
+}
+
+#[test]
+fn a_worker_keeps_as_much_disk_free_as_it_says() {
+    let mut farm = Farm::new();
+    let mut facts = native(AMD64, 1);
+    facts.machine.disk_min = 8 << 30;
+    let disk = |gib: u64| WorkerStats { disk_available: Some(gib << 30), ..WorkerStats::default() };
+    farm.connect(1, facts).stats(1, disk(7)).submit(1, spec(&[AMD64]));
+    assert!(farm.dispatches.is_empty());
+    farm.stats(1, disk(9));
     assert_eq!(farm.dispatches.len(), 1);
 }
 

@@ -118,6 +118,15 @@ impl ChunkCache {
         Ok(())
     }
 
+    /// Drops the oldest segments until `bytes` are freed or none is left; how much that was.
+    pub(super) fn shrink(&self, bytes: u64) -> u64 {
+        let _appending = self.appending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
+        let before = state.bytes;
+        while before - state.bytes < bytes && self.drop_oldest(&mut state) {}
+        before - state.bytes
+    }
+
     fn writable(&self) -> io::Result<Arc<Segment>> {
         let last = self.state().segments.back().cloned();
         if let Some(last) = last.clone().filter(|last| u64::from(last.len()) < self.config.segment_bytes) {
@@ -131,13 +140,20 @@ impl ChunkCache {
 
     fn evict(&self, state: &mut State) {
         while state.bytes > self.config.bytes || state.places.len() > limits::CONTEXT_CACHE_CHUNKS {
-            let Some(oldest) = state.segments.pop_front() else { return };
-            state.bytes -= u64::from(oldest.len());
-            state.places.retain(|_, place| place.segment != oldest.number());
-            if let Err(error) = oldest.remove(&self.directory) {
-                tracing::warn!(%error, "cannot remove a segment of the context cache");
+            if !self.drop_oldest(state) {
+                return;
             }
         }
+    }
+
+    fn drop_oldest(&self, state: &mut State) -> bool {
+        let Some(oldest) = state.segments.pop_front() else { return false };
+        state.bytes -= u64::from(oldest.len());
+        state.places.retain(|_, place| place.segment != oldest.number());
+        if let Err(error) = oldest.remove(&self.directory) {
+            tracing::warn!(%error, "cannot remove a segment of the context cache");
+        }
+        true
     }
 
     /// Nothing panics while it holds the lock, and the state is whole between any two statements.
@@ -222,6 +238,21 @@ mod tests {
         }
         assert!(cache.get(&reference(&chunk(0))).is_none());
         assert!(cache.get(&reference(&chunk(199))).is_some());
+    }
+
+    #[test]
+    fn a_cache_that_must_shrink_gives_up_its_oldest_and_goes_on() {
+        let directory = tempfile::tempdir().expect("dir");
+        let cache = cache(directory.path());
+        (0..30).for_each(|seed| cache.put(&[chunk(seed)]).expect("put"));
+        let before = bytes_on_disk(directory.path());
+        let freed = cache.shrink(1);
+        assert_eq!(bytes_on_disk(directory.path()), before - freed);
+        assert!(freed >= SMALL.segment_bytes && cache.get(&reference(&chunk(0))).is_none());
+        assert!(cache.get(&reference(&chunk(29))).is_some());
+        assert_eq!(cache.shrink(u64::MAX), before - freed, "all of it, and no more than there is");
+        cache.put(&[chunk(0)]).expect("put");
+        assert!(cache.get(&reference(&chunk(0))).is_some());
     }
 
     #[test]

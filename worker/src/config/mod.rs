@@ -1,6 +1,8 @@
 //! What an operator sets: flags over `KILN_*` variables over a TOML file. `kiln-worker` parses [`Args`], `kiln up` makes
 //! a [`Config`] itself; everything is checked here, before anything starts.
 
+mod engine_args;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -20,7 +22,8 @@ use kiln_common::{
     },
 };
 
-use crate::engine::{EngineAddress, address};
+pub use self::engine_args::{EngineArgs, EngineConfig};
+use crate::engine::address;
 
 const DATA_DIR: &str = "/var/lib/kiln";
 const TOKEN_BYTES: u64 = 16 * 1024;
@@ -37,15 +40,8 @@ pub struct Args {
     /// File with the token from `kiln workers token create`; needed for the first start only
     #[arg(long, value_name = "FILE")]
     join_token_file: Option<PathBuf>,
-    /// The container engine: unix:///PATH, tcp://HOST:PORT, buildkit+unix://PATH or buildkit+tcp://HOST:PORT
-    #[arg(long, value_name = "ADDRESS", default_value = "unix:///var/run/docker.sock")]
-    engine: EngineAddress,
-    /// Folder with ca.pem, cert.pem and key.pem for an engine over TCP
-    #[arg(long, value_name = "DIR")]
-    engine_tls_dir: Option<PathBuf>,
-    /// How many builds run at once [default: two for each CPU, one for each GiB of memory, the smaller]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::WORKER_SLOTS)))]
-    slots: Option<u32>,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// What this worker runs instead of what it finds: PLATFORM[=native|compat|emulated],...
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     platforms: Vec<PlatformGrade>,
@@ -70,9 +66,7 @@ pub struct Config {
     /// Over the addresses of the token, where given.
     pub coordinators: Vec<String>,
     pub join_token: Option<JoinToken>,
-    pub engine: EngineAddress,
-    /// `None`: from the machine.
-    pub slots: Option<u32>,
+    pub engine: EngineConfig,
     /// Empty: as probed.
     pub platforms: BTreeMap<Platform, Grade>,
     /// The zone among them.
@@ -140,11 +134,7 @@ impl Args {
         if !self.coordinator.is_empty() {
             Dialer::new(&self.coordinator, tls::client_config(Trust::Fingerprint([0; 32]), None)?)?;
         }
-        let engine = match self.engine_tls_dir {
-            Some(folder) => self.engine.with_tls(&folder)?,
-            None => self.engine,
-        };
-        engine.check()?;
+        let engine = self.engine.config()?;
         let name = self.name.unwrap_or_else(host_name);
         check_name(&name)?;
         Ok(Config {
@@ -152,7 +142,6 @@ impl Args {
             coordinators: self.coordinator,
             join_token: self.join_token_file.as_deref().map(read_token).transpose()?,
             engine,
-            slots: self.slots,
             platforms: platforms(self.platforms)?,
             labels: labels(self.label, self.zone)?,
             name,
@@ -251,6 +240,7 @@ mod tests {
     use kiln_common::runtime::config;
 
     use super::*;
+    use crate::disk::{Amount, DiskPolicy};
 
     fn parse(flags: &[&str]) -> Result<Config, String> {
         let arguments = ["kiln-worker"].iter().chain(flags);
@@ -263,7 +253,10 @@ mod tests {
         let config = parse(&[
             "--coordinator=a.example:7070,b.example:7070",
             "--engine=buildkit+unix:///run/buildkit.sock",
+            "--engine-data-dir=/mnt/buildkit",
             "--slots=3",
+            "--disk-low=4GiB",
+            "--disk-min=3%",
             "--platforms=linux/arm64/v8=native,linux/arm/v7=compat,linux/riscv64",
             "--label=disk=ssd",
             "--zone=fra1",
@@ -272,7 +265,12 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(config.coordinators, ["a.example:7070", "b.example:7070"]);
-        assert_eq!(config.slots, Some(3));
+        assert_eq!(
+            (config.engine.slots, config.engine.data_dir.as_deref()),
+            (Some(3), Some(Path::new("/mnt/buildkit")))
+        );
+        let disk = DiskPolicy { low: Some(Amount::Bytes(4 << 30)), target: None, min: Some(Amount::Percent(3)) };
+        assert_eq!(config.engine.disk, disk);
         let expected =
             [("linux/arm64", Grade::Native), ("linux/arm/v7", Grade::Compat), ("linux/riscv64", Grade::Native)];
         assert_eq!(config.platforms, expected.map(|(text, grade)| (text.parse().unwrap(), grade)).into());
@@ -285,7 +283,9 @@ mod tests {
         for (flags, flag, remedy) in [
             (&["--coordinator=farm"][..], "--coordinator", "HOST:PORT"),
             (&["--engine=docker.sock"], "--engine", "unix://"),
+            (&["--engine-tls-dir=/tls"], "--engine", "a unix socket has no TLS"),
             (&["--slots=0"], "--slots", "1..=256"),
+            (&["--disk-low=lots"], "--disk-low", "2GiB"),
             (&["--platforms=linux/arm64=quick"], "--platforms", "native, compat or emulated"),
             (&["--platforms=linux/arm64,linux/arm64/v8"], "--platforms", "twice"),
             (&["--label=gpu"], "--label", "KEY=VALUE"),
