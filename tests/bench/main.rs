@@ -2,6 +2,7 @@
 //!
 //! `tests/run.sh --bench` brings up the bed and runs this with release binaries. Every scenario prints the medians, their
 //! ratio, and the ratio that Kiln is held against; a ratio above its bound makes the exit code 1.
+//! `KILN_BENCH_ONLY=context,cached` runs some scenarios alone, `KILN_BENCH_RUNS` says how often.
 
 mod context_tree;
 mod farm;
@@ -9,8 +10,9 @@ mod forwarder;
 mod peer;
 mod report;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
+use anyhow::bail;
 use context_tree::ContextTree;
 use farm::BenchFarm;
 use harness::{Bed, bed::EngineKind};
@@ -20,19 +22,39 @@ use report::Report;
 const FOUR: &str = "linux/amd64,linux/arm64,linux/arm/v7,linux/arm/v6";
 const ONE: &str = "linux/amd64";
 
+const SCENARIOS: [&str; 4] = ["memory", "cached", "steps", "context"];
+
 fn main() -> anyhow::Result<()> {
+    let chosen = chosen()?;
     let runs = std::env::var("KILN_BENCH_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(7);
     let engine = Bed.engine(EngineKind::Docker28).expect("docker 28");
     let folder = tempfile::Builder::new().prefix("kiln-bench-").tempdir()?;
     let peer = Buildx::start(&engine, folder.path())?;
     let farm = BenchFarm::start(&engine, folder.path())?;
     let mut report = Report::default();
-    idle_memory(&farm, &mut report)?;
-    all_cached(&farm, &peer, runs, &mut report)?;
-    uncached_steps(&farm, &peer, runs, &mut report)?;
-    large_context(&farm, &peer, folder.path(), runs, &mut report)?;
+    if chosen.contains("memory") {
+        idle_memory(&farm, &mut report)?;
+    }
+    if chosen.contains("cached") {
+        all_cached(&farm, &peer, runs, &mut report)?;
+    }
+    if chosen.contains("steps") {
+        uncached_steps(&farm, &peer, runs, &mut report)?;
+    }
+    if chosen.contains("context") {
+        large_context(&farm, &peer, folder.path(), runs, &mut report)?;
+    }
     peak_memory(&farm, &mut report)?;
     report.finish()
+}
+
+fn chosen() -> anyhow::Result<BTreeSet<String>> {
+    let Ok(names) = std::env::var("KILN_BENCH_ONLY") else { return Ok(SCENARIOS.map(str::to_owned).into()) };
+    let names: BTreeSet<String> = names.split(',').map(str::to_owned).collect();
+    if let Some(unknown) = names.iter().find(|name| !SCENARIOS.contains(&name.as_str())) {
+        bail!("KILN_BENCH_ONLY names `{unknown}`; there are {}", SCENARIOS.join(", "));
+    }
+    Ok(names)
 }
 
 fn idle_memory(farm: &BenchFarm, report: &mut Report) -> anyhow::Result<()> {
