@@ -29,6 +29,8 @@ pub enum InvalidManifest {
     TooLarge,
     #[error("chunk {id} is no part of the manifest at this place")]
     UnexpectedChunk { id: ChunkId },
+    #[error("the manifest is cut at another place than `{path}` asks for")]
+    Cut { path: String },
     #[error("the root promises {promised} {what}, the manifest has {found}")]
     Sum { what: &'static str, promised: u64, found: u64 },
 }
@@ -194,16 +196,23 @@ impl ManifestDecoder {
             return Err(InvalidManifest::UnexpectedChunk { id });
         }
         self.next += 1;
+        let last = self.next == self.root.chunks.len();
         let mut reader = Reader::new(bytes);
         let mut previous = String::new();
+        let mut complete = false;
         while !reader.is_empty() {
+            if complete {
+                return Err(InvalidManifest::Cut { path: previous });
+            }
             let entry = reader.entry(&previous)?;
             self.checker.check(&entry)?;
             previous.clear();
             previous.push_str(&entry.path);
+            complete = ends_chunk(&entry.path) || bytes.len() - reader.remaining() >= CUT_AT_BYTES;
             each(entry);
         }
-        Ok(())
+        // Cut elsewhere, the same tree would have a second digest.
+        if complete || last { Ok(()) } else { Err(InvalidManifest::Cut { path: previous }) }
     }
 
     /// # Errors

@@ -100,8 +100,10 @@ proptest! {
         chunks[0].bytes[place] ^= flip;
         prop_assert!(decode(&chunks, &root.bytes).is_err());
         let forged = ManifestChunk::new(chunks[0].bytes.clone());
-        if let Ok(entries) = decode(std::slice::from_ref(&forged), &Root { chunks: vec![ChunkRef { id: forged.id, len: forged.bytes.len() as u32 }], ..Root::decode(&root.bytes).expect("root") }.encode()) {
-            // Whatever else decodes is canonical: it encodes to the very bytes it came from.
+        let chunk = ChunkRef { id: forged.id, len: forged.bytes.len() as u32 };
+        let forged_root = Root { chunks: vec![chunk], ..Root::decode(&root.bytes).expect("root") };
+        // Whatever else decodes is canonical: it encodes to the very bytes it came from.
+        if let Ok(entries) = decode(std::slice::from_ref(&forged), &forged_root.encode()) {
             let (again, _) = encode(&entries);
             prop_assert_eq!(again.concat_bytes(), forged.bytes);
         }
@@ -157,6 +159,36 @@ fn roots_that_promise_more_than_there_is_are_refused() {
     let mut trailing = root.bytes.clone();
     trailing.push(0);
     assert!(decode(&chunks, &trailing).is_err());
+}
+
+#[test]
+fn a_tree_cut_at_other_places_than_its_paths_ask_for_is_refused() {
+    let entries = tree(2_000);
+    let (chunks, root) = encode(&entries);
+    assert!(chunks.len() > 2, "{}", chunks.len());
+    let recut = |bytes: Vec<Vec<u8>>| {
+        let forged: Vec<_> = bytes.into_iter().map(ManifestChunk::new).collect();
+        let refs = forged.iter().map(|chunk| ChunkRef { id: chunk.id, len: chunk.bytes.len() as u32 }).collect();
+        let root = Root { chunks: refs, ..Root::decode(&root.bytes).expect("root") };
+        decode(&forged, &root.encode())
+    };
+    let whole: Vec<_> = chunks.iter().map(|chunk| chunk.bytes.clone()).collect();
+    assert_eq!(recut(whole.clone()).expect("as it was"), entries);
+    let encoded = |entries: &[Entry]| {
+        let mut bytes = Vec::new();
+        let mut previous = "";
+        for entry in entries {
+            super::put_entry(&mut bytes, previous, entry);
+            previous = &entry.path;
+        }
+        bytes
+    };
+    assert!(
+        matches!(recut(vec![encoded(&entries)]), Err(InvalidManifest::Cut { .. })),
+        "one chunk where there were more"
+    );
+    let (head, tail) = entries.split_at(1);
+    assert!(matches!(recut(vec![encoded(head), encoded(tail)]), Err(InvalidManifest::Cut { .. })), "cut too early");
 }
 
 #[test]
