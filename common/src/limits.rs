@@ -114,6 +114,7 @@ pub const HEARTBEATS_PER_SECOND: u32 = 32;
 pub const LOG_BATCHES_PER_SECOND: u32 = 4096;
 /// Bytes of the agent protocol in one frame of a forwarded ssh agent.
 pub const AGENT_FRAME_BYTES: usize = 64 * 1024;
+/// What a worker does until it is told otherwise.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// A worker unheard of for this long is lost.
 pub const HEARTBEAT_LEASE: Duration = Duration::from_secs(20);
@@ -121,6 +122,10 @@ pub const HEARTBEAT_LEASE: Duration = Duration::from_secs(20);
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
 /// How often a worker looks at its disk.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// What an operator may set in place of the two above.
+pub const PATIENCE_RANGE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// Signs of life that a worker sends within its lease.
+pub const HEARTBEATS_PER_LEASE: u32 = 4;
 /// Tries of one task after infrastructure failures.
 pub const ATTEMPTS_PER_TASK: u32 = 3;
 

@@ -37,12 +37,28 @@ pub struct Config {
     /// How long certificates of workers are valid; each is renewed after two thirds of it
     #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = parse_certificate_life)]
     pub certificate_life: Duration,
+    /// A worker that is not heard of for this long is lost; it sends four signs of life in that time
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = parse_patience)]
+    pub heartbeat_lease: Duration,
+    /// How long a lost worker's tasks wait for its return before they are built elsewhere
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_patience)]
+    pub reconnect_grace: Duration,
 }
 
 impl Config {
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         self.common.data_dir.as_deref().unwrap_or(Path::new(DATA_DIR))
+    }
+
+    /// How the scheduler is set up.
+    #[must_use]
+    pub fn scheduling(&self) -> kiln_scheduler::Config {
+        kiln_scheduler::Config {
+            heartbeat_lease: self.heartbeat_lease,
+            reconnect_grace: self.reconnect_grace,
+            ..kiln_scheduler::Config::default()
+        }
     }
 
     /// What a client dials: what was asked for, or this machine's address with the port that is listened on.
@@ -158,6 +174,12 @@ fn parse_certificate_life(text: &str) -> Result<Duration, String> {
     Ok(life)
 }
 
+fn parse_patience(text: &str) -> Result<Duration, String> {
+    let allowed = limits::PATIENCE_RANGE;
+    let parsed = parse_duration(text).filter(|patience| allowed.contains(patience));
+    parsed.ok_or_else(|| "write a duration from 1s to 1h, for example 20s".to_owned())
+}
+
 fn parse_store(text: &str) -> Result<String, String> {
     match text {
         "redb" => Ok(text.to_owned()),
@@ -192,6 +214,12 @@ mod tests {
         for text in ["1s", "1000000h", "long"] {
             assert!(parse_certificate_life(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn patience_is_bounded() {
+        assert_eq!(parse_patience("90s"), Ok(Duration::from_secs(90)));
+        assert!(["0s", "500ms", "2h", "soon"].iter().all(|text| parse_patience(text).is_err()));
     }
 
     #[test]

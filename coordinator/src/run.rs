@@ -11,6 +11,7 @@ use kiln_common::{
     runtime::{Shutdown, files, tls},
 };
 use kiln_scheduler::Scheduler;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     task::{JoinHandle, spawn_blocking},
@@ -72,6 +73,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running> {
 /// As [`start`].
 pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn Publisher>) -> Result<Running> {
     tls::install_provider();
+    raise_file_limit();
     let layout = Layout::new(config.data_dir());
     files::create_private_dir(layout.root())?;
     let lock = DataLock::take(&layout.lock())?;
@@ -87,7 +89,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
     let sessions = Arc::new(Sessions::default());
     let ledger = Arc::new(Ledger::default());
     let parts = Parts {
-        scheduler: Scheduler::new(kiln_scheduler::Config::default(), rand::random()),
+        scheduler: Scheduler::new(config.scheduling(), rand::random()),
         store: Arc::clone(&state.store),
         secrets: state.secrets.clone(),
         outbox: Arc::clone(&sessions) as _,
@@ -111,6 +113,7 @@ pub async fn start_with(config: Config, shutdown: Shutdown, publisher: Arc<dyn P
         join_tokens: Arc::clone(&state.join_tokens),
         revocations: Arc::clone(&state.revocations),
         insecure_registries: config.insecure_registries,
+        heartbeat_interval: config.heartbeat_lease / limits::HEARTBEATS_PER_LEASE,
         trail: state.trail.clone(),
         stop: stopping.clone(),
     });
@@ -241,6 +244,15 @@ impl State {
             trail,
             trail_writer,
         })
+    }
+}
+
+/// Each worker and client holds a descriptor; systems start programs with far fewer than they let them have.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, files = ?limit.current, "cannot raise the limit of open files");
     }
 }
 

@@ -29,17 +29,23 @@ impl Api {
         outcome: Result<T, Refused>,
         done: impl FnOnce(&T) -> (Object, String),
     ) -> Result<T, Refused> {
-        match outcome {
-            Ok(answer) => {
-                let (object, detail) = done(&answer);
-                self.trail.record(who.did(action, object, detail)).await?;
-                Ok(answer)
-            }
-            Err(refused) => {
-                self.trail.refuse(who.was_refused(action, Object::named(named), refused.message.as_str()));
-                Err(refused)
-            }
-        }
+        let answer = self.or_refused(who, action, named, outcome)?;
+        let (object, detail) = done(&answer);
+        self.trail.record(who.did(action, object, detail)).await?;
+        Ok(answer)
+    }
+
+    /// The same for an act whose entry is written by whoever does it.
+    pub(super) fn or_refused<T>(
+        &self,
+        who: &Who,
+        action: Action,
+        named: &str,
+        outcome: Result<T, Refused>,
+    ) -> Result<T, Refused> {
+        outcome.inspect_err(|refused| {
+            self.trail.refuse(who.was_refused(action, Object::named(named), refused.message.as_str()));
+        })
     }
 
     pub(super) async fn list_audit_entries(

@@ -3,14 +3,14 @@
 use futures_util::{Stream, StreamExt as _, stream::BoxStream};
 use kiln_common::{BuildId, Reason};
 use kiln_proto::{status::Refused, v1, v1::build_service_server::BuildService};
-use kiln_scheduler::{Event, TaskRecord};
+use kiln_scheduler::{Event, TaskRecord, TaskState};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Api, stopped, submit, view, watch_failed};
 use crate::{
     audit::{Action, Object, Who},
     credentials::BuildSecrets,
-    driver::{SubmitError, Submitted},
+    driver::{Accepted, SubmitError, Submitted},
     store::records::BuildView,
 };
 
@@ -22,8 +22,19 @@ impl Api {
         self.show_records(records).await
     }
 
+    async fn show_accepted(&self, accepted: Accepted) -> Result<v1::Build, Refused> {
+        match accepted.snapshot {
+            Some(records) => self.show_records(records).await,
+            None => self.show(accepted.build).await,
+        }
+    }
+
     /// The build on the wire, with the reasons of the tasks that wait.
     pub(super) async fn show_records(&self, records: BuildView) -> Result<v1::Build, Refused> {
+        let waits = |task: &TaskRecord| matches!(task.state, TaskState::Waiting { .. } | TaskState::Backoff { .. });
+        if !records.tasks.iter().any(waits) {
+            return Ok(view::build(&records.build, &records.tasks, |_| None));
+        }
         let shown = self.driver.query(move |scheduler, _| {
             view::build(&records.build, &records.tasks, |task: &TaskRecord| scheduler.waiting_reason(task.id))
         });
@@ -52,14 +63,14 @@ impl Api {
         who: &Who,
         action: Action,
         text: &str,
-        begin: impl AsyncFnOnce(BuildId) -> Result<BuildId, SubmitError>,
+        begin: impl AsyncFnOnce(BuildId) -> Result<Accepted, SubmitError>,
     ) -> Result<v1::Build, Refused> {
         let again = async {
             let id = self.build_id(text).await?;
             begin(id).await.map_err(submit::refused)
         };
-        let id = self.audited(who, action, text, again.await, |id| (Object::Build(*id), String::new())).await?;
-        self.show(id).await
+        let accepted = self.or_refused(who, action, text, again.await)?;
+        self.show_accepted(accepted).await
     }
 
     async fn explain_build(&self, request: v1::ExplainBuildRequest) -> Result<v1::ExplainBuildResponse, Refused> {
@@ -93,14 +104,10 @@ impl Api {
 impl BuildService for Api {
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
         let who = Who::of(&request);
-        let submitted = self.submit_build(request.into_inner()).await;
-        let tell = |submitted: &Submitted| {
-            let detail = if submitted.existed { "sent again" } else { "" };
-            (Object::Build(submitted.build), detail.to_owned())
-        };
-        let submitted = self.audited(&who, Action::BuildSubmit, "", submitted, tell).await?;
-        let build = Some(self.show(submitted.build).await?);
-        Ok(Response::new(v1::SubmitResponse { build, existed: submitted.existed }))
+        let submitted = self.submit_build(&who, request.into_inner()).await;
+        let Submitted { accepted, existed } = self.or_refused(&who, Action::BuildSubmit, "", submitted)?;
+        let build = Some(self.show_accepted(accepted).await?);
+        Ok(Response::new(v1::SubmitResponse { build, existed }))
     }
 
     async fn get(&self, request: Request<v1::GetBuildRequest>) -> Result<Response<v1::Build>, Status> {
@@ -140,7 +147,7 @@ impl BuildService for Api {
         let who = Who::of(&request);
         let v1::RetryBuildRequest { id, credentials } = request.into_inner();
         let secrets = BuildSecrets::from_wire([], credentials).map_err(Refused::invalid)?;
-        let begin = async |build| self.driver.retry(build, &secrets).await;
+        let begin = async |build| self.driver.retry(who.clone(), build, &secrets).await;
         Ok(Response::new(self.run_again(&who, Action::BuildRetry, &id, begin).await?))
     }
 
@@ -148,7 +155,7 @@ impl BuildService for Api {
         let who = Who::of(&request);
         let v1::BackfillBuildRequest { id, credentials } = request.into_inner();
         let secrets = BuildSecrets::from_wire([], credentials).map_err(Refused::invalid)?;
-        let begin = async |build| self.driver.backfill(build, &secrets).await;
+        let begin = async |build| self.driver.backfill(who.clone(), build, &secrets).await;
         Ok(Response::new(self.run_again(&who, Action::BuildBackfill, &id, begin).await?))
     }
 

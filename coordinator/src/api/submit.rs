@@ -17,13 +17,14 @@ use tracing::error;
 
 use super::{Api, RETRY_AFTER, stopped};
 use crate::{
+    audit::Who,
     contexts::{Completeness, ContextsError},
     credentials::BuildSecrets,
     driver::{Stopped, Submission, SubmitError, Submitted},
 };
 
 impl Api {
-    pub(super) async fn submit_build(&self, request: v1::SubmitRequest) -> Result<Submitted, Refused> {
+    pub(super) async fn submit_build(&self, who: &Who, request: v1::SubmitRequest) -> Result<Submitted, Refused> {
         if request.request_id.len() > limits::REQUEST_ID_BYTES {
             let problem = format!("longer than {} bytes", limits::REQUEST_ID_BYTES);
             return Err(Refused::invalid(vec![Violation::new("request_id", problem)]));
@@ -54,7 +55,8 @@ impl Api {
         self.check_trees(&build_spec).await?;
         let build_spec = self.with_expected_tags(build_spec, &secrets).await?;
         let request_id = Some(request.request_id).filter(|id| !id.is_empty());
-        let submission = Submission { build: BuildId::generate(), request_id, spec: build_spec, secrets };
+        let submission =
+            Submission { build: BuildId::generate(), request_id, spec: build_spec, secrets, who: who.clone() };
         self.driver.submit(submission).await.map_err(refused)
     }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kiln_common::{Reason, limits};
+use kiln_common::{Reason, id::AuditId, limits};
 use kiln_proto::status::Refused;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -26,9 +26,13 @@ pub struct Trail {
     damper: Arc<Mutex<Damper>>,
 }
 
-struct Pending {
-    entry: Entry,
-    written: Option<oneshot::Sender<()>>,
+enum Pending {
+    Write {
+        entry: Entry,
+        written: Option<oneshot::Sender<()>>,
+    },
+    /// Someone else wrote it, in a transaction of its own.
+    Count(AuditId),
 }
 
 /// The receiving end; [`Writer::run`] is one task of the coordinator.
@@ -57,8 +61,19 @@ impl Trail {
     pub async fn record(&self, entry: Entry) -> Result<(), Refused> {
         let unavailable = || Refused::new(Reason::Unavailable, "the farm cannot write its audit trail; ask again");
         let (sender, written) = oneshot::channel();
-        self.queue.send(Pending { entry, written: Some(sender) }).await.map_err(|_| unavailable())?;
+        self.queue.send(Pending::Write { entry, written: Some(sender) }).await.map_err(|_| unavailable())?;
         written.await.map_err(|_| unavailable())
+    }
+
+    /// Puts the entry of an act into the transaction that does it.
+    ///
+    /// # Errors
+    /// See [`records::encode`].
+    pub fn stage(&self, txn: &mut Txn, entry: Entry) -> Result<(), StoreError> {
+        put(txn, &entry)?;
+        // One that is not counted is, after the next start.
+        drop(self.queue.try_send(Pending::Count(entry.id)));
+        Ok(())
     }
 
     /// Logs a refusal and writes it when its turn comes. Never waits; of a flood most are only counted.
@@ -66,10 +81,17 @@ impl Trail {
         let admitted = self.damper.lock().unwrap_or_else(PoisonError::into_inner).admit(entry, Instant::now());
         let Some(entry) = admitted else { return };
         log(&entry);
-        if self.queue.try_send(Pending { entry, written: None }).is_err() {
+        if self.queue.try_send(Pending::Write { entry, written: None }).is_err() {
             warn!("a refusal is missing in the audit trail: more comes in than can be written");
         }
     }
+}
+
+fn put(txn: &mut Txn, entry: &Entry) -> Result<(), StoreError> {
+    let key = keys::audit(entry.id);
+    let value = records::encode(&key, entry)?;
+    txn.put(key, value);
+    Ok(())
 }
 
 fn log(entry: &Entry) {
@@ -102,9 +124,18 @@ impl Writer {
         {
             batch.push(next);
         }
-        let (entries, written): (Vec<_>, Vec<_>) = batch.into_iter().map(|one| (one.entry, one.written)).unzip();
-        if self.write(&entries).await {
-            for written in written.into_iter().flatten() {
+        let (mut entries, mut waiting, mut counted) = (Vec::new(), Vec::new(), Vec::new());
+        for pending in batch {
+            match pending {
+                Pending::Write { entry, written } => {
+                    entries.push(entry);
+                    waiting.extend(written);
+                }
+                Pending::Count(id) => counted.push(id),
+            }
+        }
+        if self.write(&entries, counted).await {
+            for written in waiting {
                 // Whoever does not wait any more needs no answer.
                 let _ = written.send(());
             }
@@ -115,25 +146,27 @@ impl Writer {
         let counted = self.damper.lock().unwrap_or_else(PoisonError::into_inner).over(now);
         if !counted.is_empty() {
             counted.iter().for_each(log);
-            self.write(&counted).await;
+            self.write(&counted, Vec::new()).await;
         }
     }
 
-    async fn write(&mut self, entries: &[Entry]) -> bool {
-        let outcome = self.commit(entries).await;
+    async fn write(&mut self, entries: &[Entry], counted: Vec<AuditId>) -> bool {
+        let outcome = self.commit(entries, counted).await;
         if let Err(error) = &outcome {
             error!(%error, entries = entries.len(), "the audit trail cannot be written");
         }
         outcome.is_ok()
     }
 
-    async fn commit(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+    async fn commit(&mut self, entries: &[Entry], counted: Vec<AuditId>) -> Result<(), StoreError> {
         let mut txn = Txn::new();
         for entry in entries {
-            let key = keys::audit(entry.id);
-            txn.put(key.clone(), records::encode(&key, entry)?);
+            put(&mut txn, entry)?;
         }
-        self.store.commit(txn).await?;
-        self.retention.wrote(&*self.store, entries.iter().map(|entry| entry.id)).await
+        if !txn.is_empty() {
+            self.store.commit(txn).await?;
+        }
+        let ids = counted.into_iter().chain(entries.iter().map(|entry| entry.id));
+        self.retention.wrote(&*self.store, ids).await
     }
 }

@@ -13,6 +13,7 @@ use super::{
     speakers::SessionId,
 };
 use crate::{
+    audit::{Action, Who},
     credentials::BuildSecrets,
     secrets::SecretStore,
     store::{Store, StoreError, keys, records, records::BuildView},
@@ -32,12 +33,7 @@ pub(super) enum Command {
         session: SessionId,
         event: Box<Event>,
     },
-    /// Events in order; the last one is answered by `Accepted` or `Refused`.
-    Request {
-        events: Vec<Event>,
-        sealed: Option<Vec<u8>>,
-        answer: oneshot::Sender<Result<BuildId, Refusal>>,
-    },
+    Request(Request),
     /// Runs on the committed state, between two turns.
     Query(Query),
     WatchBuild {
@@ -49,6 +45,23 @@ pub(super) enum Command {
     },
 }
 
+/// Events in order; the last one is answered by `Accepted` or `Refused`.
+pub(super) struct Request {
+    pub(super) events: Vec<Event>,
+    pub(super) sealed: Option<Vec<u8>>,
+    /// Who asks for what: written into the audit trail together with what is accepted.
+    pub(super) act: (Who, Action),
+    pub(super) answer: oneshot::Sender<Result<Accepted, Refusal>>,
+}
+
+/// A build that is durable, with its audit entry.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    pub build: BuildId,
+    /// As it was when its turn was committed; `None` for one that the scheduler has forgotten since.
+    pub snapshot: Option<BuildView>,
+}
+
 /// A checked build to accept.
 #[derive(Debug)]
 pub struct Submission {
@@ -56,13 +69,13 @@ pub struct Submission {
     pub request_id: Option<String>,
     pub spec: BuildSpec,
     pub secrets: BuildSecrets,
+    pub who: Who,
 }
 
-/// A build that is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A build that was accepted now, or earlier with the same request id.
+#[derive(Debug, Clone)]
 pub struct Submitted {
-    pub build: BuildId,
-    /// An earlier submit with the same request id had made it.
+    pub accepted: Accepted,
     pub existed: bool,
 }
 
@@ -123,34 +136,34 @@ impl Handle {
     /// # Errors
     /// [`SubmitError`]: nothing was made.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, SubmitError> {
-        let Submission { build, request_id, spec, secrets } = submission;
-        if let Some(earlier) = self.earlier(request_id.as_deref()).await? {
-            return Ok(Submitted { build: earlier, existed: true });
+        let Submission { build, request_id, spec, secrets, who } = submission;
+        if let Some(build) = self.earlier(request_id.as_deref()).await? {
+            return Ok(Submitted { accepted: Accepted { build, snapshot: None }, existed: true });
         }
         let sealed = self.sealed(build, &secrets)?;
         let event = Event::Submit { build, request_id, spec: Box::new(spec) };
-        let made = self.request(vec![event], sealed).await?;
-        Ok(Submitted { build: made, existed: made != build })
+        let accepted = self.request(vec![event], sealed, (who, Action::BuildSubmit)).await?;
+        Ok(Submitted { existed: accepted.build != build, accepted })
     }
 
     /// Runs what failed of a final build again, keeping every digest. The build's own credentials went with its end.
     ///
     /// # Errors
     /// [`SubmitError`]: nothing changed.
-    pub async fn retry(&self, build: BuildId, secrets: &BuildSecrets) -> Result<BuildId, SubmitError> {
+    pub async fn retry(&self, who: Who, build: BuildId, secrets: &BuildSecrets) -> Result<Accepted, SubmitError> {
         let mut events = self.recall(build).await?;
         events.push(Event::Retry { build });
-        self.request(events, self.sealed(build, secrets)?).await
+        self.request(events, self.sealed(build, secrets)?, (who, Action::BuildRetry)).await
     }
 
     /// Runs the optional legs that an incomplete build lacks.
     ///
     /// # Errors
     /// [`SubmitError`]: nothing changed.
-    pub async fn backfill(&self, build: BuildId, secrets: &BuildSecrets) -> Result<BuildId, SubmitError> {
+    pub async fn backfill(&self, who: Who, build: BuildId, secrets: &BuildSecrets) -> Result<Accepted, SubmitError> {
         let mut events = self.recall(build).await?;
         events.push(Event::Backfill { build });
-        self.request(events, self.sealed(build, secrets)?).await
+        self.request(events, self.sealed(build, secrets)?, (who, Action::BuildBackfill)).await
     }
 
     /// Hands in an event; resolves once the turn that handled it is committed.
@@ -244,12 +257,19 @@ impl Handle {
         Ok(vec![Event::Recall { build: Box::new(view.build), tasks: view.tasks }])
     }
 
-    async fn request(&self, events: Vec<Event>, sealed: Option<Vec<u8>>) -> Result<BuildId, SubmitError> {
+    async fn request(
+        &self,
+        events: Vec<Event>,
+        sealed: Option<Vec<u8>>,
+        act: (Who, Action),
+    ) -> Result<Accepted, SubmitError> {
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Command::Request { events, sealed, answer }).map_err(|error| match error {
-            TrySendError::Full(_) => SubmitError::Overloaded,
-            TrySendError::Closed(_) => SubmitError::Stopped,
-        })?;
+        self.queue.try_send(Command::Request(Request { events, sealed, act, answer })).map_err(
+            |error| match error {
+                TrySendError::Full(_) => SubmitError::Overloaded,
+                TrySendError::Closed(_) => SubmitError::Stopped,
+            },
+        )?;
         Ok(answered.await.map_err(|_| SubmitError::Stopped)??)
     }
 }

@@ -17,7 +17,7 @@ mod recovery;
 mod speakers;
 mod turn;
 
-pub use handle::{BuildWatch, Handle, Stopped, Submission, SubmitError, Submitted, WatchError, WorkerWatch};
+pub use handle::{Accepted, BuildWatch, Handle, Stopped, Submission, SubmitError, Submitted, WatchError, WorkerWatch};
 pub use hub::WatchEnd;
 pub use ledger::{Ledger, LiveAttempt};
 pub use outbox::{Order, Outbox};

@@ -24,7 +24,7 @@ use super::{
     SubmitError,
 };
 use crate::{
-    audit::Trail,
+    audit::{Trail, Who},
     credentials::{BuildSecrets, RegistryCredential},
     seal::Sealer,
     secrets::SecretStore,
@@ -144,8 +144,9 @@ impl Bench {
 
     async fn submit(&self) -> Result<BuildId, SubmitError> {
         let secrets = BuildSecrets::from_wire([("id".to_owned(), b"hunter2".to_vec())], Vec::new()).expect("sound");
-        let submission = Submission { build: BuildId::generate(), request_id: None, spec: spec(), secrets };
-        self.handle.submit(submission).await.map(|submitted| submitted.build)
+        let submission =
+            Submission { build: BuildId::generate(), request_id: None, spec: spec(), secrets, who: Who::farm() };
+        self.handle.submit(submission).await.map(|submitted| submitted.accepted.build)
     }
 
     fn orders(&self) -> usize {
@@ -213,10 +214,11 @@ async fn a_build_whose_secrets_are_forgotten_is_not_run_again_without_them() {
     let bench = Bench::new().await;
     let with_secrets = BuildSpec { secret_ids: vec!["id".into()], ..spec() };
     let build = BuildId::generate();
-    let submission = Submission { build, request_id: None, spec: with_secrets, secrets: BuildSecrets::default() };
+    let submission =
+        Submission { build, request_id: None, spec: with_secrets, secrets: BuildSecrets::default(), who: Who::farm() };
     bench.handle.submit(submission).await.expect("accepted");
     bench.handle.send(Event::Cancel { build, reason: "test".into() }).await.expect("cancelled");
-    let error = bench.handle.retry(build, &BuildSecrets::default()).await.expect_err("refused");
+    let error = bench.handle.retry(Who::farm(), build, &BuildSecrets::default()).await.expect_err("refused");
     assert!(error.to_string().contains("secrets are forgotten; only a new submit"), "{error}");
 }
 
@@ -255,12 +257,13 @@ async fn the_same_request_id_gives_the_same_build_also_at_once() {
             request_id: Some("once".into()),
             spec: spec(),
             secrets: BuildSecrets::default(),
+            who: Who::farm(),
         };
         bench.handle.submit(submission)
     };
     let (a, b) = tokio::join!(submit(), submit());
     let (a, b) = (a.expect("accepted"), b.expect("accepted"));
-    assert_eq!(a.build, b.build);
+    assert_eq!(a.accepted.build, b.accepted.build);
     assert!(a.existed != b.existed);
     assert!(submit().await.expect("accepted").existed);
 }

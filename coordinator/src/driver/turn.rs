@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    handle::{Command, Handle, WatchError},
+    handle::{Accepted, Command, Handle, Request, WatchError},
     hub::{BuildWatch, Hub},
     ledger::Ledger,
     outbox::{Order, Outbox},
@@ -19,9 +19,9 @@ use super::{
     speakers::{SessionId, Speakers},
 };
 use crate::{
-    audit::Trail,
+    audit::{Object, Trail},
     secrets::SecretStore,
-    store::{Store, StoreError, Txn, keys, records},
+    store::{Store, StoreError, Txn, keys, records, records::BuildView},
 };
 
 /// What a driver is made of.
@@ -49,6 +49,7 @@ pub struct Driver {
     store: Arc<dyn Store>,
     outbox: Arc<dyn Outbox>,
     ledger: Arc<Ledger>,
+    trail: Trail,
     publishing: Publishing,
     hub: Hub,
     speakers: Speakers,
@@ -57,7 +58,7 @@ pub struct Driver {
     now: Timestamp,
 }
 
-type Answer = (oneshot::Sender<Result<BuildId, Refusal>>, Result<BuildId, Refusal>);
+type Answer = (oneshot::Sender<Result<Accepted, Refusal>>, Result<BuildId, Refusal>);
 
 /// What one turn collects before its commit.
 #[derive(Default)]
@@ -88,7 +89,8 @@ impl Driver {
         let event = recovery::restore(&*parts.store, &parts.ledger).await.map_err(StopCause::Restore)?;
         let mut driver = Self {
             scheduler: parts.scheduler,
-            publishing: Publishing::new(parts.publisher, parts.secrets, handle, parts.trail),
+            publishing: Publishing::new(parts.publisher, parts.secrets, handle, parts.trail.clone()),
+            trail: parts.trail,
             store: parts.store,
             outbox: parts.outbox,
             ledger: parts.ledger,
@@ -132,7 +134,7 @@ impl Driver {
         let mut next = first;
         for taken in 1.. {
             let Some(command) = next else { break };
-            self.take(command, &mut turn);
+            self.take(command, &mut turn)?;
             next = if taken < limits::DRIVER_BATCH { self.queue.try_recv().ok() } else { None };
         }
         if self.scheduler.poll_deadline().is_some_and(|deadline| deadline <= self.now) {
@@ -159,7 +161,7 @@ impl Driver {
         self.now = self.now.max(Timestamp::now());
     }
 
-    fn take(&mut self, command: Command, turn: &mut Turn) {
+    fn take(&mut self, command: Command, turn: &mut Turn) -> Result<(), StoreError> {
         match command {
             Command::Event { event, done } => {
                 turn.touched.extend(worker_of(&event));
@@ -172,20 +174,16 @@ impl Driver {
                     self.handle(event, turn);
                 }
             }
-            Command::Request { events, sealed, answer } => self.take_request(events, sealed, answer, turn),
+            Command::Request(request) => self.take_request(request, turn)?,
             after @ (Command::Query(_) | Command::WatchBuild { .. } | Command::WatchWorkers { .. }) => {
                 turn.after.push(after);
             }
         }
+        Ok(())
     }
 
-    fn take_request(
-        &mut self,
-        events: Vec<Event>,
-        sealed: Option<Vec<u8>>,
-        answer: oneshot::Sender<Result<BuildId, Refusal>>,
-        turn: &mut Turn,
-    ) {
+    fn take_request(&mut self, request: Request, turn: &mut Turn) -> Result<(), StoreError> {
+        let Request { events, sealed, act: (who, action), answer } = request;
         let own = events.last().and_then(build_of);
         let start = turn.effects.len();
         for event in events {
@@ -198,10 +196,15 @@ impl Driver {
             // Before the records: an end in the same turn deletes it again.
             turn.txn.put(keys::secrets(*build), sealed);
         }
+        if let Some(Ok(build)) = outcome {
+            let detail = if own == Some(build) { "" } else { "sent again" };
+            self.trail.stage(&mut turn.txn, who.did(action, Object::Build(build), detail))?;
+        }
         match outcome {
             Some(outcome) => turn.answers.push((answer, outcome)),
             None => warn!(build = ?own, "the scheduler gave no answer to a request"),
         }
+        Ok(())
     }
 
     async fn finish(&mut self, mut turn: Turn) -> Result<(), StoreError> {
@@ -216,7 +219,7 @@ impl Driver {
         }
         for (answer, outcome) in turn.answers {
             // A caller that went away asks again with its request id.
-            drop(answer.send(outcome));
+            drop(answer.send(outcome.map(|build| self.accepted(build))));
         }
         for done in turn.done {
             // Whoever does not wait any more needs no answer.
@@ -271,6 +274,12 @@ impl Driver {
         }
     }
 
+    fn accepted(&self, build: BuildId) -> Accepted {
+        let record = self.scheduler.build(build).cloned();
+        let tasks = || self.scheduler.tasks_of(build).cloned().collect();
+        Accepted { build, snapshot: record.map(|build| BuildView { build, tasks: tasks() }) }
+    }
+
     /// A worker without a session hears of what it missed when it returns.
     fn send(&self, session: Option<SessionId>, order: Order) {
         if let Some(session) = session {
@@ -284,7 +293,7 @@ impl Driver {
             Command::Query(ask) => ask(&self.scheduler, self.now),
             Command::WatchBuild { build, answer } => drop(answer.send(self.watch(build).await)),
             Command::WatchWorkers { answer } => drop(answer.send(self.hub.watch_workers())),
-            Command::Event { .. } | Command::Heard { .. } | Command::Request { .. } => {}
+            Command::Event { .. } | Command::Heard { .. } | Command::Request(_) => {}
         }
     }
 

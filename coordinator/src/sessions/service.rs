@@ -1,6 +1,6 @@
 //! `WorkerService`: who calls is read from the client certificate, then each call goes to its own module.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt};
 use kiln_common::{AttemptId, Reason, WorkerId, limits};
@@ -46,6 +46,7 @@ pub struct Parts {
     pub join_tokens: Arc<JoinTokens>,
     pub revocations: Arc<Revocations>,
     pub insecure_registries: Vec<String>,
+    pub heartbeat_interval: Duration,
     pub trail: Trail,
     pub stop: CancellationToken,
 }
@@ -72,6 +73,7 @@ impl Workers {
                 ledger: parts.ledger,
                 secrets: parts.secrets,
                 insecure_registries: Arc::new(parts.insecure_registries),
+                heartbeat_interval: parts.heartbeat_interval,
                 trail: parts.trail,
                 stop: parts.stop,
             },

@@ -3,7 +3,10 @@
 //! Started by [`super::service`]. Invariants: what the worker says here counts only while this is its latest session, and
 //! orders that were meant for an earlier one never come here; [`SessionId`] tells them apart.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kiln_common::{AttemptId, Reason, Timestamp, WorkerId, limits};
 use kiln_proto::{Protocols, SESSION_PROTOCOLS, convert, status::Refused, v1};
@@ -35,6 +38,7 @@ pub(super) struct Farm {
     pub(super) secrets: SecretStore,
     /// Registries that speak plain HTTP.
     pub(super) insecure_registries: Arc<Vec<String>>,
+    pub(super) heartbeat_interval: Duration,
     pub(super) trail: Trail,
     pub(super) stop: CancellationToken,
 }
@@ -263,7 +267,7 @@ impl Session {
     fn welcome(&self, adopted: &[AttemptId]) -> v1::Welcome {
         v1::Welcome {
             protocol: self.protocol,
-            heartbeat_interval: Some(convert::duration_to_wire(limits::HEARTBEAT_INTERVAL)),
+            heartbeat_interval: Some(convert::duration_to_wire(self.farm.heartbeat_interval)),
             adopted_attempt_ids: adopted.iter().map(ToString::to_string).collect(),
             kiln_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
