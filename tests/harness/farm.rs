@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
@@ -11,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::binary;
+use crate::{binary, process::keep_reading};
 
 /// A running `kiln up`; stopped when dropped.
 pub struct Farm {
@@ -187,20 +186,4 @@ fn read_variables(file: &Path) -> BTreeMap<String, String> {
         .filter_map(|line| line.split_once('='))
         .map(|(k, v)| (k.to_owned(), v.trim_matches('"').to_owned()))
         .collect()
-}
-
-pub(crate) fn keep_reading(
-    pipe: impl std::io::Read + Send + 'static,
-    output: Arc<Mutex<String>>,
-    lines: std::sync::mpsc::Sender<()>,
-) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            let mut all = output.lock().expect("output");
-            all.push_str(&line);
-            all.push('\n');
-            drop(all);
-            let _ = lines.send(());
-        }
-    })
 }

@@ -1,14 +1,19 @@
-//! What the black-box tests share: the bed of real engines and registries, a farm started as its user starts it, and
-//! eyes on a registry that are not Kiln's own.
+//! What the black-box tests share: the bed of real engines and registries, a farm of one started as its user starts it, a
+//! farm of many processes that are killed, frozen and cut off, and eyes on a registry that are not Kiln's own.
 
 pub mod bed;
+pub mod calls;
+pub mod cluster;
 pub mod dynamic;
 pub mod engine;
 pub mod farm;
+pub mod network;
+pub mod process;
 pub mod registry;
 pub mod worker;
 
 pub use bed::Bed;
+pub use cluster::Cluster;
 pub use engine::OwnEngine;
 pub use farm::Farm;
 pub use worker::Worker;

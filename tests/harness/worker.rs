@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Farm, binary, farm::keep_reading};
+use crate::{Farm, binary, process::keep_reading};
 
 /// A running worker; ended when dropped.
 pub struct Worker {
