@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use kiln_common::runtime::{Dialer, JoinToken, tls};
 use kiln_proto::{
-    SESSION_PROTOCOL, convert,
+    SESSION_PROTOCOLS, convert,
     v1::{
         self, attempt_report::Outcome, coordinator_message::Message as Down, worker_message::Message as Up,
         worker_service_client::WorkerServiceClient,
@@ -141,7 +141,7 @@ const fn message(message: Up) -> v1::WorkerMessage {
 fn hello() -> v1::Hello {
     let platform = v1::WorkerPlatform { platform: "linux/amd64".into(), grade: v1::Grade::Native.into() };
     v1::Hello {
-        protocol: SESSION_PROTOCOL,
+        protocol: SESSION_PROTOCOLS.newest,
         platforms: vec![platform],
         slots: SLOTS,
         engine: Some(v1::EngineInfo { kind: "buildkitd".into(), version: "0.20".into(), ..Default::default() }),
