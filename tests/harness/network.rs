@@ -2,6 +2,9 @@
 
 use std::{ffi::OsStr, net::Ipv4Addr, process::Command};
 
+/// In the names of all bridges, links and namespaces, before the number of the process that they are of.
+const PREFIX: &str = "klt";
+
 /// One bridge and the namespaces behind it; gone when dropped, also by a panic.
 pub struct Network {
     /// Of the bridge, and the beginning of all other names.
@@ -11,7 +14,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Takes root.
+    /// Takes root. One at a time in a process: its number is in the names.
     ///
     /// # Panics
     /// When `ip` refuses.
@@ -20,9 +23,8 @@ impl Network {
         let pid = std::process::id();
         // 198.18.0.0/15 is set aside for tests of network devices (RFC 2544): no machine routes it.
         let [.., high, low] = pid.to_be_bytes();
-        let network = Self { name: format!("kt{pid}"), subnet: [198, 18 + high % 2, low], members };
-        // Of an earlier process with this number that could not clean up.
-        network.remove();
+        remove_left_over();
+        let network = Self { name: format!("{PREFIX}{pid}"), subnet: [198, 18 + high % 2, low], members };
         let bridge = network.name.as_str();
         ip(&["link", "add", bridge, "type", "bridge"]);
         ip(&["address", "add", &format!("{}/24", network.address()), "dev", bridge]);
@@ -79,8 +81,10 @@ impl Network {
     fn link(&self, member: usize) -> String {
         format!("{}v{member}", self.name)
     }
+}
 
-    fn remove(&self) {
+impl Drop for Network {
+    fn drop(&mut self) {
         for member in 0..self.members {
             quietly(&["link", "del", &self.link(member)]);
             quietly(&["netns", "del", &self.namespace(member)]);
@@ -89,10 +93,26 @@ impl Network {
     }
 }
 
-impl Drop for Network {
-    fn drop(&mut self) {
-        self.remove();
+/// Networks of processes that were killed before they could clean up.
+fn remove_left_over() {
+    let names = |folder: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    };
+    for namespace in names("/run/netns").into_iter().filter(|name| is_left_over(name)) {
+        quietly(&["netns", "del", &namespace]);
     }
+    for link in names("/sys/class/net").into_iter().filter(|name| is_left_over(name)) {
+        quietly(&["link", "del", &link]);
+    }
+}
+
+/// Whether a bridge, link or namespace has the name of a process that is no more.
+fn is_left_over(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(PREFIX) else { return false };
+    let pid: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    let own = pid == std::process::id().to_string();
+    !pid.is_empty() && (own || !std::path::Path::new("/proc").join(pid).exists())
 }
 
 fn ip(arguments: &[&str]) {
