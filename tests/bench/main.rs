@@ -10,9 +10,9 @@ mod forwarder;
 mod peer;
 mod report;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use context_tree::ContextTree;
 use farm::BenchFarm;
 use harness::{Bed, bed::EngineKind};
@@ -112,15 +112,23 @@ fn large_context(
         let mine = ContextTree::create(&scratch.join(format!("kiln-{round}")), 20_000, 500 << 20)?;
         let theirs = ContextTree::create(&scratch.join(format!("buildx-{round}")), 20_000, 500 << 20)?;
         let before = farm.counters()?;
-        first.push((farm.build(&[], &a, ONE, mine.path())?, peer.build(&[], &b, ONE, theirs.path())?));
+        first.push(in_turns(
+            round,
+            || settled(|| farm.build(&[], &a, ONE, mine.path())),
+            || settled(|| peer.build(&[], &b, ONE, theirs.path())),
+        )?);
         let sent = farm.counters()?;
         report.note(&format!(
             "  first: client sent {} bytes, coordinator sent {} bytes",
             sent.received - before.received,
             sent.served - before.served
         ));
-        for _ in 0..3 {
-            unchanged.push((farm.build(&[], &a, ONE, mine.path())?, peer.build(&[], &b, ONE, theirs.path())?));
+        for again in 0..3 {
+            unchanged.push(in_turns(
+                again,
+                || farm.build(&[], &a, ONE, mine.path()),
+                || peer.build(&[], &b, ONE, theirs.path()),
+            )?);
         }
         let before = farm.counters()?;
         report.note(&format!(
@@ -132,7 +140,11 @@ fn large_context(
             let size = mine.change_one(edit)?;
             theirs.change_one(edit)?;
             let before = farm.counters()?;
-            changed.push((farm.build(&[], &a, ONE, mine.path())?, peer.build(&[], &b, ONE, theirs.path())?));
+            changed.push(in_turns(
+                edit,
+                || farm.build(&[], &a, ONE, mine.path()),
+                || peer.build(&[], &b, ONE, theirs.path()),
+            )?);
             let after = farm.counters()?;
             report.note(&format!(
                 "  one file of {size} bytes changed: client sent {} bytes, coordinator sent {} bytes",
@@ -147,6 +159,24 @@ fn large_context(
     report.pairs("20,000 files, 500 MB: unchanged", &unchanged, 0.5);
     report.pairs("20,000 files, 500 MB: one file changed", &changed, 0.5);
     Ok(())
+}
+
+type Timed = anyhow::Result<Duration>;
+
+/// Both, the other one first each time: who comes second finds a warmer machine, or what the first left to write.
+fn in_turns(turn: usize, kiln: impl Fn() -> Timed, peer: impl Fn() -> Timed) -> anyhow::Result<(Duration, Duration)> {
+    if turn.is_multiple_of(2) {
+        let kiln = kiln()?;
+        return Ok((kiln, peer()?));
+    }
+    let peer = peer()?;
+    Ok((kiln()?, peer))
+}
+
+/// After what others have written is on the disk: steps of a build wait for all of it.
+fn settled(build: impl Fn() -> Timed) -> Timed {
+    ensure!(std::process::Command::new("sync").status()?.success(), "sync failed");
+    build()
 }
 
 fn peak_memory(farm: &BenchFarm, report: &mut Report) -> anyhow::Result<()> {

@@ -12,13 +12,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::FileSyncService,
     engine::{BuildError, BuildJob, BuildOutcome, EngineError, EngineFacts, EngineState, Progress},
     probe::FileSystem,
 };
 
 /// One attempt as an engine takes it.
-pub type Job = BuildJob<FileSyncService>;
+pub type Job = BuildJob;
 
 /// An engine and the machine it is on.
 #[async_trait]

@@ -8,6 +8,7 @@ mod bases;
 mod chunks;
 mod contexts;
 mod outcome;
+mod trees;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -16,6 +17,7 @@ use kiln_common::{AttemptId, Timestamp, spec::ImageDescriptor};
 use kiln_proto::{convert::timestamp_to_wire, v1};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+pub use self::trees::OpenTrees;
 use self::{
     assignment::Assignment,
     bases::Bases,
@@ -24,7 +26,6 @@ use self::{
 use crate::{
     agent_tunnel::AgentTunnel,
     builder::{Builder, Job},
-    context::ContextStore,
     engine::{BuildError, Progress},
     logs::{AttemptLog, SpoolDir, ship},
     session::Link,
@@ -43,7 +44,7 @@ const STOPPED_BUILD_WAIT: Duration = Duration::from_millis(300);
 pub struct Jobs {
     pub slots: Arc<Slots>,
     pub builder: Arc<dyn Builder>,
-    pub contexts: Arc<ContextStore>,
+    pub trees: Arc<OpenTrees>,
     pub spools: SpoolDir,
     pub link: Link,
 }
@@ -136,7 +137,7 @@ async fn build(
     if let Some(warning) = assignment.emulation_warning() {
         log.append(entry(v1::progress_entry::Event::Warning(warning)));
     }
-    let trees = contexts::open(&jobs.contexts, &jobs.link, &assignment, log).await?;
+    let trees = contexts::open(&jobs.trees, &assignment, log).await?;
     let job = Job {
         attempt,
         platform: assignment.platform,
@@ -160,7 +161,7 @@ async fn build(
     match (built, trees.failure()) {
         (Ok(image), _) => {
             if let Some(smoke) = smoke {
-                smoke::run(smoke, &*jobs.builder, &jobs.contexts, progress, stop.clone(), &image).await?;
+                smoke::run(smoke, &*jobs.builder, jobs.trees.store(), progress, stop.clone(), &image).await?;
             }
             let image = ImageDescriptor { bases: bases.take(), ..image };
             Ok(Built { image, context_bytes_fetched })

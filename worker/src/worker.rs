@@ -16,7 +16,7 @@ use crate::{
     disk::Keeper,
     engine::Engine,
     enroll,
-    job::Jobs,
+    job::{Jobs, OpenTrees},
     logs::SpoolDir,
     pause::Pause,
     probe::{FileSystem, Probe},
@@ -101,7 +101,8 @@ impl Worker {
         let farm = Farm::new(addresses.clone(), identity);
         let (control, link) = session::link();
         let keeper = Keeper::new(config.engine.disk, config.data_dir.clone(), builder.clone(), contexts.clone());
-        let jobs = Jobs { slots: slots.clone(), builder: builder.clone(), contexts, spools, link: link.clone() };
+        let trees = Arc::new(OpenTrees::new(contexts, link.clone()));
+        let jobs = Jobs { slots: slots.clone(), builder: builder.clone(), trees, spools, link: link.clone() };
         let (registration, following) = session::follow(builder.clone(), profile).await;
         let leaving = CancellationToken::new();
         let session = Session::new(farm.clone(), slots.clone(), jobs, builder, registration, leaving.clone(), control);

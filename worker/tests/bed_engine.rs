@@ -1,6 +1,8 @@
 //! Builds on every engine of the bed: what goes in arrives, what comes out is pushed by digest and nothing is left.
 
 mod bed;
+#[path = "bed/sessions.rs"]
+mod sessions;
 
 use std::{
     sync::Arc,

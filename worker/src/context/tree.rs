@@ -17,8 +17,9 @@ use super::{
     store::{ContextError, ContextStore},
 };
 
-/// A context that is open for one attempt.
+/// A context that is open, for as many attempts as read it now.
 pub struct ContextTree {
+    digest: Option<ContextDigest>,
     manifest: Manifest,
     reader: Option<Reader>,
     failure: OnceLock<ContextError>,
@@ -40,7 +41,7 @@ impl ContextTree {
     /// A tree without a file.
     #[must_use]
     pub fn empty() -> Arc<Self> {
-        Arc::new(Self { manifest: Manifest::default(), reader: None, failure: OnceLock::new() })
+        Arc::new(Self { digest: None, manifest: Manifest::default(), reader: None, failure: OnceLock::new() })
     }
 
     /// Reads the root and the manifest, from the cache as far as it has them; no file contents.
@@ -64,7 +65,13 @@ impl ContextTree {
         }
         decoder.finish()?;
         let manifest = Manifest::new(entries)?;
-        Ok(Arc::new(Self { manifest, reader: Some(reader), failure: OnceLock::new() }))
+        Ok(Arc::new(Self { digest: Some(digest), manifest, reader: Some(reader), failure: OnceLock::new() }))
+    }
+
+    /// `None` for the tree without a file.
+    #[must_use]
+    pub const fn digest(&self) -> Option<ContextDigest> {
+        self.digest
     }
 
     #[must_use]
@@ -72,10 +79,9 @@ impl ContextTree {
         &self.manifest
     }
 
-    /// Bytes that came from the source and not from the cache.
-    #[must_use]
-    pub fn bytes_fetched(&self) -> u64 {
-        self.reader.as_ref().map_or(0, |reader| reader.source.bytes.load(Ordering::Relaxed))
+    /// Bytes that came from the source and not from the cache since this was last asked.
+    pub fn take_bytes_fetched(&self) -> u64 {
+        self.reader.as_ref().map_or(0, |reader| reader.source.bytes.swap(0, Ordering::Relaxed))
     }
 
     /// Why the engine could not be given what it asked for: the build's failure is then the farm's.

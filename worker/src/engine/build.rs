@@ -1,12 +1,12 @@
 //! A build on an engine, from its job to the descriptor of what was pushed.
 //!
-//! `Engine::build` is this. Each build has connections of its own, so that whatever ends it (the end of the job, a
-//! cancel, a dropped future, a killed worker) closes them, and the engine stops.
+//! `Engine::build` is this. Whatever ends a build (the end of the job, a cancel, a dropped future, a killed worker) resets
+//! its solve call, and the engine stops.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use bollard_buildkit_proto::moby::{buildkit::v1::SolveRequest, filesync::packet::file_sync_server::FileSync};
+use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
 use kiln_common::{AttemptId, Digest, spec::ImageDescriptor};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
@@ -18,29 +18,31 @@ use super::{
     job::{BuildError, BuildJob, BuildOutcome, Progress},
     push::ClassicPush,
     request::{self, Order, Target},
-    session::{Served, Session},
+    session::{Served, Sessions},
     solve::{self, SolveEnd},
-    transport::Dialer,
 };
 
 /// Builds and pushes; stops when `cancel` says so.
-pub async fn run<F: FileSync>(
-    dialer: &Dialer,
+pub async fn run(
+    sessions: &Arc<Sessions>,
     facts: &EngineFacts,
-    job: BuildJob<F>,
+    job: BuildJob,
     progress: Progress,
     cancel: &CancellationToken,
 ) -> BuildOutcome {
     let push = if request::pushes(facts.kind) {
         None
     } else {
-        Some(ClassicPush::start(dialer, &job.spec, &job.platform, &job.credentials, &job.insecure_registries).await?)
+        Some(
+            ClassicPush::start(sessions.dialer(), &job.spec, &job.platform, &job.credentials, &job.insecure_registries)
+                .await?,
+        )
     };
     let target = match &push {
         Some(push) => Target::Store { names: push.names() },
         None => Target::Registries,
     };
-    let outcome = solve_job(dialer, facts, job, &target, progress.clone(), cancel).await;
+    let outcome = solve_job(sessions, facts, job, &target, progress.clone(), cancel).await;
     match push {
         Some(push) => push.finish(outcome.map(drop), &progress, cancel).await,
         None => pushed_descriptor(&outcome?),
@@ -48,20 +50,20 @@ pub async fn run<F: FileSync>(
 }
 
 /// Builds, exports nothing and stops when `cancel` says so.
-pub async fn run_only<F: FileSync>(
-    dialer: &Dialer,
+pub async fn run_only(
+    sessions: &Arc<Sessions>,
     facts: &EngineFacts,
-    job: BuildJob<F>,
+    job: BuildJob,
     progress: Progress,
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
-    solve_job(dialer, facts, job, &Target::Nowhere, progress, cancel).await.map(drop)
+    solve_job(sessions, facts, job, &Target::Nowhere, progress, cancel).await.map(drop)
 }
 
-async fn solve_job<F: FileSync>(
-    dialer: &Dialer,
+async fn solve_job(
+    sessions: &Arc<Sessions>,
     facts: &EngineFacts,
-    job: BuildJob<F>,
+    job: BuildJob,
     target: &Target<'_>,
     progress: Progress,
     cancel: &CancellationToken,
@@ -82,23 +84,23 @@ async fn solve_job<F: FileSync>(
         agents: job.agents,
         shared_key: job.shared_key,
     };
-    solve_once(dialer, request, job.attempt, served, progress, cancel).await
+    solve_once(sessions, request, job.attempt, served, progress, cancel).await
 }
 
-async fn solve_once<F: FileSync>(
-    dialer: &Dialer,
+async fn solve_once(
+    sessions: &Arc<Sessions>,
     request: SolveRequest,
     attempt: AttemptId,
-    served: Served<F>,
+    served: Served,
     progress: Progress,
     cancel: &CancellationToken,
 ) -> Result<HashMap<String, String>, BuildError> {
-    let channel = dialer.channel().await?;
-    let session = Session::open(dialer, &channel, served).await?;
+    let lease = sessions.lease(served).await?;
+    let session = lease.session();
     // An attempt may solve twice, and BuildKit remembers a name for a while.
     let name = format!("kiln-{attempt}-{:08x}", rand::random::<u32>());
     let request = SolveRequest { r#ref: name, session: session.id.clone(), ..request };
-    solve::solve(channel, request, progress, cancel).await.map_err(|end| match end {
+    solve::solve(session.channel.clone(), request, progress, cancel).await.map_err(|end| match end {
         SolveEnd::Refused { status, step } => failure::of_solve(&status, step.as_deref()),
         SolveEnd::Cancelled => BuildError::Cancelled,
     })

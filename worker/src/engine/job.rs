@@ -12,6 +12,7 @@ use kiln_proto::v1::ProgressEntry;
 use zeroize::Zeroizing;
 
 use super::transport::BoxedIo;
+use crate::context::FileSyncService;
 
 /// The directory names under which BuildKit asks the session's FileSync service for trees.
 pub const CONTEXT_DIR: &str = "context";
@@ -24,7 +25,7 @@ pub fn named_dir(name: &str) -> String {
 }
 
 /// One attempt: everything that the engine needs of it. Secrets and credentials live only as long as this does.
-pub struct BuildJob<F> {
+pub struct BuildJob {
     pub attempt: AttemptId,
     pub platform: Platform,
     pub grade: Grade,
@@ -36,7 +37,7 @@ pub struct BuildJob<F> {
     /// `host[:port]` of registries that speak plain HTTP. Loopback hosts always may.
     pub insecure_registries: BTreeSet<String>,
     /// Serves [`CONTEXT_DIR`], [`DOCKERFILE_DIR`] and [`named_dir`]s.
-    pub filesync: F,
+    pub filesync: FileSyncService,
     pub agents: Arc<dyn AgentDialer>,
     /// The same for builds of the same context in its versions, so that the engine transfers only what changed. Versions
     /// of a file are told by size and modification time: trees whose times say nothing need a key of their own.

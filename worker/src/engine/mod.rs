@@ -4,8 +4,8 @@
 //! [`Engine::build`] for every attempt. The three shapes of engines (see [`EngineKind`]) are told apart by asking and
 //! differ only in how an image leaves them. In all three it is pushed by digest, and no tag is left behind.
 //!
-//! Invariants: a build that is cancelled or dropped is stopped in the engine; secrets and credentials never leave the
-//! session of their build; a failure is the user's own only where another worker would fail in the same way.
+//! Invariants: a build that is cancelled or dropped is stopped in the engine; secrets and credentials are served
+//! while their build runs, to sessions of builds with the very same ones; a failure is the user's own only where another worker would fail in the same way.
 
 pub mod address;
 mod build;
@@ -23,9 +23,8 @@ mod session;
 mod solve;
 mod transport;
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use bollard_buildkit_proto::moby::filesync::packet::file_sync_server::FileSync;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -35,9 +34,12 @@ pub use job::{AgentDialer, BuildError, BuildJob, BuildOutcome, NoAgents, Progres
 pub use monitor::EngineState;
 pub use transport::BoxedIo;
 
+use session::Sessions;
+
 /// A connected engine. Dropping it ends the watch over the engine, not the builds.
 pub struct Engine {
     dialer: transport::Dialer,
+    sessions: Arc<Sessions>,
     state: watch::Receiver<EngineState>,
     _monitor: AbortOnDropHandle<()>,
 }
@@ -50,7 +52,8 @@ impl Engine {
     pub async fn connect(address: EngineAddress) -> Result<Self, EngineError> {
         let dialer = transport::Dialer::new(address)?;
         let (state, monitor) = monitor::start(dialer.clone()).await?;
-        Ok(Self { dialer, state, _monitor: AbortOnDropHandle::new(tokio::spawn(monitor)) })
+        let sessions = Arc::new(Sessions::new(dialer.clone()));
+        Ok(Self { dialer, sessions, state, _monitor: AbortOnDropHandle::new(tokio::spawn(monitor)) })
     }
 
     /// What the engine was when it was last up.
@@ -65,17 +68,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`BuildError`], which tells the user's failures from the farm's.
-    pub async fn build<F: FileSync>(
-        &self,
-        job: BuildJob<F>,
-        progress: Progress,
-        cancel: CancellationToken,
-    ) -> BuildOutcome {
+    pub async fn build(&self, job: BuildJob, progress: Progress, cancel: CancellationToken) -> BuildOutcome {
         let facts = self.facts();
         tokio::select! {
             // Each part ends in its own way on a cancel; this is for those that do not look.
             biased;
-            outcome = build::run(&self.dialer, &facts, job, progress, &cancel) => outcome,
+            outcome = build::run(&self.sessions, &facts, job, progress, &cancel) => outcome,
             () = cancelled_for_long(&cancel) => Err(BuildError::Cancelled),
         }
     }
@@ -84,16 +82,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`BuildError`], which tells the user's failures from the farm's.
-    pub async fn run<F: FileSync>(
-        &self,
-        job: BuildJob<F>,
-        progress: Progress,
-        cancel: CancellationToken,
-    ) -> Result<(), BuildError> {
+    pub async fn run(&self, job: BuildJob, progress: Progress, cancel: CancellationToken) -> Result<(), BuildError> {
         let facts = self.facts();
         tokio::select! {
             biased;
-            outcome = build::run_only(&self.dialer, &facts, job, progress, &cancel) => outcome,
+            outcome = build::run_only(&self.sessions, &facts, job, progress, &cancel) => outcome,
             () = cancelled_for_long(&cancel) => Err(BuildError::Cancelled),
         }
     }

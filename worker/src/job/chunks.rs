@@ -1,6 +1,9 @@
 //! The coordinator's chunks, over whatever connection there is: a fetch that a lost connection cuts goes on where it was.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -16,10 +19,36 @@ use crate::{
 /// Cuts in a row without a single chunk between them, after which the fetch fails.
 const CUTS: u32 = 10;
 
-/// Fetches for one attempt.
+/// Fetches for whichever of some attempts still runs: the farm gives an attempt what is its own.
 pub struct LinkSource {
     pub link: Link,
-    pub attempt: AttemptId,
+    pub readers: Arc<Readers>,
+}
+
+/// The attempts that read one tree now.
+#[derive(Debug, Default)]
+pub struct Readers(Mutex<Vec<AttemptId>>);
+
+impl Readers {
+    pub fn add(&self, attempt: AttemptId) {
+        self.all().push(attempt);
+    }
+
+    pub fn remove(&self, attempt: AttemptId) {
+        self.all().retain(|other| *other != attempt);
+    }
+
+    fn one(&self) -> Option<AttemptId> {
+        self.all().last().copied()
+    }
+
+    fn has(&self, attempt: AttemptId) -> bool {
+        self.all().contains(&attempt)
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<AttemptId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[async_trait]
@@ -27,7 +56,7 @@ impl ChunkSource for LinkSource {
     async fn fetch(&self, ids: &[ChunkId]) -> Result<ChunkStream, SourceError> {
         let fetch = Fetch {
             link: self.link.clone(),
-            attempt: self.attempt,
+            readers: self.readers.clone(),
             left: ids.iter().copied().collect(),
             open: None,
             cuts: 0,
@@ -39,18 +68,29 @@ impl ChunkSource for LinkSource {
 
 struct Fetch {
     link: Link,
-    attempt: AttemptId,
+    readers: Arc<Readers>,
     /// Ids that have not arrived.
     left: VecDeque<ChunkId>,
-    open: Option<(Arc<Bulk>, ChunkStream)>,
+    open: Option<Open>,
     cuts: u32,
     pause: Pause,
+}
+
+struct Open {
+    /// In whose name.
+    attempt: AttemptId,
+    chunks: ChunkStream,
+    _connection: Arc<Bulk>,
 }
 
 impl Fetch {
     async fn next(&mut self) -> Option<Result<bytes::Bytes, SourceError>> {
         while !self.left.is_empty() {
-            let error = match self.try_next().await {
+            let Some(attempt) = self.reader() else {
+                self.left.clear();
+                return Some(Err(nobody_reads()));
+            };
+            let error = match self.try_next(attempt).await {
                 Ok(Some(chunk)) => {
                     self.left.pop_front();
                     self.cuts = 0;
@@ -62,7 +102,9 @@ impl Fetch {
             };
             self.open = None;
             self.cuts += 1;
-            if let Some(error) = error.filter(|error| self.cuts >= CUTS || !is_cut(error)) {
+            // The attempt may have ended while others read on.
+            let passes = |error: &SourceError| is_cut(error) || !self.readers.has(attempt);
+            if let Some(error) = error.filter(|error| self.cuts >= CUTS || !passes(error)) {
                 self.left.clear();
                 return Some(Err(error));
             }
@@ -71,18 +113,27 @@ impl Fetch {
         None
     }
 
-    async fn try_next(&mut self) -> Result<Option<bytes::Bytes>, SourceError> {
-        let (_, chunks) = match &mut self.open {
+    /// The attempt whose fetch is open, or one that reads.
+    fn reader(&self) -> Option<AttemptId> {
+        self.open.as_ref().map(|open| open.attempt).or_else(|| self.readers.one())
+    }
+
+    async fn try_next(&mut self, attempt: AttemptId) -> Result<Option<bytes::Bytes>, SourceError> {
+        let open = match &mut self.open {
             Some(open) => open,
             closed @ None => {
                 let bulk = self.link.bulk().await;
                 let ids: Vec<_> = self.left.iter().copied().collect();
-                let chunks = RemoteSource::new(bulk.client(), self.attempt).fetch(&ids).await?;
-                closed.insert((bulk, chunks))
+                let chunks = RemoteSource::new(bulk.client(), attempt).fetch(&ids).await?;
+                closed.insert(Open { attempt, chunks, _connection: bulk })
             }
         };
-        chunks.next().await.transpose()
+        open.chunks.next().await.transpose()
     }
+}
+
+fn nobody_reads() -> SourceError {
+    SourceError::Refused(Box::new(tonic::Status::cancelled("the attempts that read it have ended")))
 }
 
 /// Whether the connection failed rather than the request.

@@ -1,6 +1,9 @@
 //! The trees of one build, opened before the engine is asked anything, and the log's steps that say so.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use kiln_common::{
     BuildSpec, Timestamp,
@@ -12,32 +15,35 @@ use kiln_proto::{
     v1::{Vertex, VertexStatus, progress_entry::Event},
 };
 
-use super::{assignment::Assignment, chunks::LinkSource, entry};
+use super::{
+    assignment::Assignment,
+    entry,
+    trees::{OpenTree, OpenTrees},
+};
 use crate::{
-    context::{ChunkSource, ContextStore, ContextTree, FileSyncService},
+    context::{ContextTree, FileSyncService},
     engine::{
         BuildError,
         job::{CONTEXT_DIR, DOCKERFILE_DIR, named_dir},
     },
     logs::AttemptLog,
-    session::Link,
 };
 
 const VERTEX: &str = "kiln:context";
 
-/// Open trees by the names that the engine asks for.
-pub struct Trees(BTreeMap<String, Arc<ContextTree>>);
+/// The trees of an attempt.
+#[derive(Default)]
+pub struct Trees {
+    /// By the names that the engine asks for.
+    by_name: BTreeMap<String, Arc<ContextTree>>,
+    open: BTreeMap<ContextDigest, OpenTree>,
+}
 
 /// Opens every tree of the build. A tree that several names share is opened once.
 ///
 /// # Errors
 /// [`BuildError::Infrastructure`]: the farm has checked at submit that it has every chunk.
-pub async fn open(
-    store: &Arc<ContextStore>,
-    link: &Link,
-    assignment: &Assignment,
-    log: &AttemptLog,
-) -> Result<Trees, BuildError> {
+pub async fn open(open: &OpenTrees, assignment: &Assignment, log: &AttemptLog) -> Result<Trees, BuildError> {
     let mut vertex = Vertex {
         digest: VERTEX.to_owned(),
         name: "[kiln] open the build context".to_owned(),
@@ -45,37 +51,30 @@ pub async fn open(
         ..Vertex::default()
     };
     log.append(entry(Event::Vertex(vertex.clone())));
-    let source: Arc<dyn ChunkSource> = Arc::new(LinkSource { link: link.clone(), attempt: assignment.attempt });
-    let opened = open_each(store, &source, &assignment.spec).await;
+    let opened = open_each(open, assignment).await;
     vertex.completed_at = Some(timestamp_to_wire(Timestamp::now()));
     vertex.error = opened.as_ref().err().map(ToString::to_string).unwrap_or_default();
     log.append(entry(Event::Vertex(vertex)));
     opened
 }
 
-async fn open_each(
-    store: &Arc<ContextStore>,
-    source: &Arc<dyn ChunkSource>,
-    spec: &BuildSpec,
-) -> Result<Trees, BuildError> {
-    let mut by_digest: BTreeMap<ContextDigest, Arc<ContextTree>> = BTreeMap::new();
-    let mut by_name = BTreeMap::new();
-    if spec.context.is_none() {
-        by_name.insert(CONTEXT_DIR.to_owned(), ContextTree::empty());
+async fn open_each(open: &OpenTrees, assignment: &Assignment) -> Result<Trees, BuildError> {
+    let mut trees = Trees::default();
+    if assignment.spec.context.is_none() {
+        trees.by_name.insert(CONTEXT_DIR.to_owned(), ContextTree::empty());
     }
-    for (name, digest) in names(spec) {
-        let tree = match by_digest.get(&digest) {
-            Some(tree) => tree.clone(),
-            None => {
-                let tree = ContextTree::open(store, source.clone(), digest).await;
-                let tree = tree.map_err(|error| BuildError::Infrastructure(format!("the context {name}: {error}")))?;
-                by_digest.insert(digest, tree.clone());
-                tree
+    for (name, digest) in names(&assignment.spec) {
+        let tree = match trees.open.entry(digest) {
+            Entry::Occupied(open) => open.get().tree.clone(),
+            Entry::Vacant(free) => {
+                let opened = open.open(digest, assignment.attempt).await;
+                let failed = |error| BuildError::Infrastructure(format!("the context {name}: {error}"));
+                free.insert(opened.map_err(failed)?).tree.clone()
             }
         };
-        by_name.insert(name, tree);
+        trees.by_name.insert(name, tree);
     }
-    Ok(Trees(by_name))
+    Ok(trees)
 }
 
 fn names(spec: &BuildSpec) -> impl Iterator<Item = (String, ContextDigest)> {
@@ -95,18 +94,12 @@ pub fn shared_key(spec: &BuildSpec) -> String {
 impl Trees {
     #[must_use]
     pub fn service(&self) -> FileSyncService {
-        FileSyncService::new(self.0.clone())
+        FileSyncService::new(self.by_name.clone())
     }
 
-    /// Bytes that came from the coordinator; says so in the log.
+    /// Bytes that came from the coordinator; says so in the log. What legs that read together fetched counts for one.
     pub fn fetched(&self, log: &AttemptLog) -> u64 {
-        let mut seen: Vec<&Arc<ContextTree>> = Vec::new();
-        for tree in self.0.values() {
-            if !seen.iter().any(|known| Arc::ptr_eq(known, tree)) {
-                seen.push(tree);
-            }
-        }
-        let bytes = seen.iter().map(|tree| tree.bytes_fetched()).sum::<u64>();
+        let bytes = self.open.values().map(|open| open.tree.take_bytes_fetched()).sum::<u64>();
         let current = i64::try_from(bytes).unwrap_or(i64::MAX);
         let now = Some(timestamp_to_wire(Timestamp::now()));
         log.append(entry(Event::Status(VertexStatus {
@@ -124,6 +117,6 @@ impl Trees {
     /// Why a tree could not be served, if one could not.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
-        self.0.values().find_map(|tree| tree.failure()).map(ToString::to_string)
+        self.open.values().find_map(|open| open.tree.failure()).map(ToString::to_string)
     }
 }

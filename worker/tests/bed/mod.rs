@@ -91,7 +91,7 @@ pub fn spec(repository: &str) -> BuildSpec {
     .expect("a spec")
 }
 
-pub type Job = BuildJob<FileSyncService>;
+pub type Job = BuildJob;
 
 /// A job for `dockerfile` in a context of `files`.
 pub async fn job(spec: BuildSpec, dockerfile: &str, files: &[(&str, &str)]) -> Job {
@@ -133,6 +133,19 @@ impl Seen {
             Event::Vertex(_) | Event::Status(_) | Event::Warning(_) => None,
         });
         lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Seen {
+    /// Whether the engine asked for a directory of the client's.
+    pub fn transferred(&self) -> bool {
+        let entries = self.0.lock().expect("no panic");
+        entries.iter().any(|entry| match &entry.event {
+            Some(Event::Status(status)) => {
+                status.id.starts_with("transferring") || status.name.starts_with("transferring")
+            }
+            Some(Event::Line(_) | Event::Vertex(_) | Event::Warning(_)) | None => false,
+        })
     }
 }
 

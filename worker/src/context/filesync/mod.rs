@@ -36,6 +36,11 @@ impl FileSyncService {
     pub fn new(trees: BTreeMap<String, Arc<ContextTree>>) -> Self {
         Self { trees: Arc::new(trees) }
     }
+
+    #[must_use]
+    pub fn trees(&self) -> &BTreeMap<String, Arc<ContextTree>> {
+        &self.trees
+    }
 }
 
 #[tonic::async_trait]

@@ -243,7 +243,7 @@ async fn many_files_come_over_in_a_second_sync_without_the_source() {
         }
     }
     let total: usize = contents.iter().map(Vec::len).sum();
-    assert!(tree.bytes_fetched() < 2 * total as u64);
+    assert!(tree.take_bytes_fetched() < 2 * total as u64);
 }
 
 #[tokio::test]

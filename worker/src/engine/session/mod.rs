@@ -1,16 +1,18 @@
-//! The session of one build: what BuildKit may ask of its client, served on a connection that the client opened.
+//! A session: what BuildKit may ask of its client, served on a connection that the client opened.
 //!
-//! `build` opens one for each solve and drops it with it. dockerd hands a connection over (`POST /session`); a standalone
-//! buildkitd carries the same bytes inside `Control.Session`.
+//! `build` leases one for each solve. dockerd hands a connection over (`POST /session`); a standalone buildkitd carries the
+//! same bytes inside `Control.Session`.
 
 mod auth;
+mod directories;
 mod health;
+mod pool;
 mod secrets;
+mod served;
 mod ssh;
 mod tunnel;
 
 use std::{
-    collections::BTreeMap,
     io,
     pin::Pin,
     sync::Arc,
@@ -21,24 +23,24 @@ use bollard_buildkit_proto::{
     health::health_server::HealthServer,
     moby::{
         buildkit::secrets::v1::secrets_server::SecretsServer,
-        filesync::{
-            packet::file_sync_server::{FileSync, FileSyncServer},
-            v1::auth_server::AuthServer,
-        },
+        filesync::{packet::file_sync_server::FileSyncServer, v1::auth_server::AuthServer},
         sshforward::v1::ssh_server::SshServer,
     },
 };
 use futures_util::StreamExt;
 use kiln_common::limits;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::AbortOnDropHandle,
+};
 use tonic::transport::{Channel, Server, server::Connected};
-use zeroize::Zeroizing;
 
+use self::served::Builds;
+pub use self::{pool::Sessions, served::Served};
 use super::{
     EngineError,
     address::Protocol,
-    job::{AgentDialer, RegistryCredential},
     transport::{BoxedIo, Dialer},
 };
 
@@ -58,27 +60,23 @@ const METHODS: [&str; 6] = [
 /// Patterns of `.dockerignore` arrive as headers.
 const HEADER_LIST_BYTES: u32 = 4 * limits::IGNORE_BYTES as u32;
 
-/// What the services of one session give out.
-pub struct Served<F> {
-    pub filesync: F,
-    pub secrets: BTreeMap<String, Zeroizing<Vec<u8>>>,
-    pub credentials: BTreeMap<String, RegistryCredential>,
-    pub ssh_ids: Vec<String>,
-    pub agents: Arc<dyn AgentDialer>,
-    pub shared_key: String,
-}
-
 /// A running session; dropping it ends it.
 pub struct Session {
     pub id: String,
+    /// To the engine's control API.
+    pub channel: Channel,
+    closed: CancellationToken,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Session {
-    /// Connects the session to the engine and serves it from then on.
-    pub async fn open<F: FileSync>(dialer: &Dialer, channel: &Channel, served: Served<F>) -> Result<Self, EngineError> {
-        let id = format!("{:032x}", rand::random::<u128>());
-        let headers = headers(&id, &served.shared_key);
+    /// Connects a session to the engine and serves `builds` from then on.
+    ///
+    /// # Errors
+    /// When the engine cannot be reached, or has a session of this id already.
+    pub async fn open(dialer: &Dialer, id: String, shared_key: &str, builds: Arc<Builds>) -> Result<Self, EngineError> {
+        let channel = dialer.channel().await?;
+        let headers = headers(&id, shared_key);
         let unreachable = |source| EngineError::Unreachable { address: dialer.address().to_string(), source };
         let (stream, mut tasks) = match dialer.address().protocol {
             Protocol::Docker => (dialer.upgrade("/session", &headers).await.map_err(unreachable)?, Vec::new()),
@@ -87,8 +85,15 @@ impl Session {
                 (stream, pumps)
             }
         };
-        tasks.push(AbortOnDropHandle::new(tokio::spawn(serve(stream, served))));
-        Ok(Self { id, _tasks: tasks })
+        let closed = CancellationToken::new();
+        let stream = SessionIo { stream, _closes: closed.clone().drop_guard() };
+        tasks.push(AbortOnDropHandle::new(tokio::spawn(serve(stream, builds))));
+        Ok(Self { id, channel, closed, _tasks: tasks })
+    }
+
+    /// Whether the engine is gone from the other end.
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
     }
 }
 
@@ -102,23 +107,26 @@ fn headers(id: &str, shared_key: &str) -> Vec<(&'static str, String)> {
     headers
 }
 
-async fn serve<F: FileSync>(stream: BoxedIo, served: Served<F>) {
+async fn serve(stream: SessionIo, builds: Arc<Builds>) {
     let router = Server::builder()
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(HealthServer::new(health::AlwaysServing))
-        .add_service(AuthServer::new(auth::Credentials(served.credentials)))
-        .add_service(SecretsServer::new(secrets::SecretStore(served.secrets)))
-        .add_service(SshServer::new(ssh::Agents { ids: served.ssh_ids, dialer: served.agents }))
-        .add_service(FileSyncServer::new(served.filesync));
-    let connections = tokio_stream::once(Ok::<_, io::Error>(SessionIo(stream))).chain(tokio_stream::pending());
+        .add_service(AuthServer::new(auth::Credentials(builds.clone())))
+        .add_service(SecretsServer::new(secrets::SecretStore(builds.clone())))
+        .add_service(SshServer::new(ssh::Agents(builds.clone())))
+        .add_service(FileSyncServer::new(directories::Directories(builds)));
+    let connections = tokio_stream::once(Ok::<_, io::Error>(stream)).chain(tokio_stream::pending());
     if let Err(error) = router.serve_with_incoming(connections).await {
         tracing::debug!(error = super::causes(&error), "a session broke");
     }
 }
 
 /// A stream of a session as tonic's server takes it.
-struct SessionIo(BoxedIo);
+struct SessionIo {
+    stream: BoxedIo,
+    _closes: DropGuard,
+}
 
 impl Connected for SessionIo {
     type ConnectInfo = ();
@@ -128,20 +136,20 @@ impl Connected for SessionIo {
 
 impl AsyncRead for SessionIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for SessionIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -14,7 +14,8 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::engine::{job::AgentDialer, transport::BoxedIo};
+use super::served::{Builds, Served};
+use crate::engine::transport::BoxedIo;
 
 /// The header that names the agent (BuildKit `session/sshforward`, `KeySSHID`).
 const ID_HEADER: &str = "buildkit.ssh.id";
@@ -23,23 +24,18 @@ const QUEUE: usize = 4;
 /// An ssh agent's messages are small; larger ones come in pieces.
 const PIECE_BYTES: usize = 8 * 1024;
 
-pub struct Agents {
-    pub ids: Vec<String>,
-    pub dialer: Arc<dyn AgentDialer>,
-}
+pub struct Agents(pub Arc<Builds>);
 
-impl Agents {
-    fn known<'a>(&self, id: &'a str) -> Result<&'a str, Status> {
-        let id = if id.is_empty() { DEFAULT_ID } else { id };
-        let unknown = || Status::not_found(format!("no ssh agent `{id}` was given to the build; pass --ssh {id}"));
-        if self.ids.iter().any(|known| known == id) { Ok(id) } else { Err(unknown()) }
-    }
+fn known<'a>(served: &Served, id: &'a str) -> Result<&'a str, Status> {
+    let id = if id.is_empty() { DEFAULT_ID } else { id };
+    let unknown = || Status::not_found(format!("no ssh agent `{id}` was given to the build; pass --ssh {id}"));
+    if served.ssh_ids.iter().any(|known| known == id) { Ok(id) } else { Err(unknown()) }
 }
 
 #[tonic::async_trait]
 impl Ssh for Agents {
     async fn check_agent(&self, request: Request<CheckAgentRequest>) -> Result<Response<CheckAgentResponse>, Status> {
-        self.known(&request.get_ref().id)?;
+        known(&*self.0.served()?, &request.get_ref().id)?;
         Ok(Response::new(CheckAgentResponse {}))
     }
 
@@ -50,8 +46,9 @@ impl Ssh for Agents {
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<Self::ForwardAgentStream>, Status> {
         let id = request.metadata().get(ID_HEADER).and_then(|id| id.to_str().ok()).unwrap_or(DEFAULT_ID);
-        let id = self.known(id)?.to_owned();
-        let agent = self.dialer.dial(&id).await;
+        let served = self.0.served()?;
+        let id = known(&served, id)?.to_owned();
+        let agent = served.agents.dial(&id).await;
         let agent =
             agent.map_err(|error| Status::unavailable(format!("ssh agent `{id}` cannot be reached: {error}")))?;
         let (from_agent, to_agent) = tokio::io::split(agent);
