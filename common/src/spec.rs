@@ -322,6 +322,7 @@ impl BuildSpec {
             (Feature::Attestations, self.provenance.is_some() || self.sbom.is_some()),
             (Feature::Annotations, manifest_annotations),
             (Feature::LayerCompression, self.compression.needs_exporter()),
+            (Feature::Estargz, self.compression == Compression::Estargz),
             (Feature::RewriteTimestamp, self.rewrite_timestamp),
             (Feature::StepLimits, self.shm_size.is_some() || !self.ulimits.is_empty()),
             (Feature::HostGateway, self.add_hosts.iter().any(|host| host.address.is_none())),
@@ -785,6 +786,8 @@ mod tests {
     fn what_cannot_be_published_is_refused_before_it_is_built() {
         let zstd = BuildSpec { compression: Compression::Zstd, ..spec() };
         assert_eq!(zstd.required_features(), FeatureSet::from([Feature::LayerCompression]));
+        let estargz = BuildSpec { compression: Compression::Estargz, ..spec() };
+        assert_eq!(estargz.required_features(), FeatureSet::from([Feature::LayerCompression, Feature::Estargz]));
         assert_eq!(fields(&BuildSpec { media_types: MediaTypes::Docker, ..zstd }), ["spec.compression"]);
         let rewritten = BuildSpec { rewrite_timestamp: true, ..spec() };
         assert_eq!(fields(&rewritten), ["spec.rewrite_timestamp"]);

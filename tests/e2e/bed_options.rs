@@ -198,15 +198,24 @@ fn engines_have_the_features_of_their_shape() {
                 "attestations",
                 "annotations",
                 "layer-compression",
+                "estargz",
                 "rewrite-timestamp",
                 "step-limits",
             ][..],
         ),
         (
             EngineKind::Docker28Classic,
-            &["cache-export-registry", "attestations", "annotations", "layer-compression", "rewrite-timestamp"],
+            &[
+                "cache-export-registry",
+                "attestations",
+                "annotations",
+                "layer-compression",
+                "estargz",
+                "rewrite-timestamp",
+            ],
         ),
-        (EngineKind::Docker28, &[]),
+        // The bed's is compiled with Go 1.27.
+        (EngineKind::Docker28, &["estargz"]),
         (EngineKind::Buildkit, &["host-gateway", "host-network"]),
         (EngineKind::BuildkitTcp, &["host-gateway", "host-network"]),
     ] {

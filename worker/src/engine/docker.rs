@@ -36,13 +36,16 @@ pub enum DockerError {
 }
 
 /// What `GET /version` tells.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Version {
     pub version: String,
     /// Newest version of the Engine API that it speaks.
     #[serde(default)]
     pub api_version: String,
+    /// What it was compiled with: `go1.24.4`.
+    #[serde(default)]
+    pub go_version: String,
 }
 
 /// What `GET /info` tells of the machine that the engine runs on.

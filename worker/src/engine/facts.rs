@@ -123,12 +123,13 @@ async fn probe_unbounded(dialer: &Dialer) -> Result<EngineFacts, EngineError> {
     }
     let (version, machine) = docker.map(|(version, info)| (version, machine(info))).unzip();
     let several_exporters = several_exporters(&release, version.as_ref());
+    let estargz = writes_estargz(version.as_ref());
     Ok(EngineFacts {
         kind,
         features: features(
             kind,
             &release,
-            &Asked { several_exporters, named_contexts, host_network, host_gateway: host_gateway.is_some() },
+            &Asked { several_exporters, named_contexts, estargz, host_network, host_gateway: host_gateway.is_some() },
         ),
         several_exporters,
         version: version.map_or(release.version, |version| version.version),
@@ -141,6 +142,15 @@ async fn probe_unbounded(dialer: &Dialer) -> Result<EngineFacts, EngineError> {
 fn several_exporters(release: &BuildkitRelease, docker: Option<&Version>) -> bool {
     let docker_has = || docker.and_then(|version| numbers(&version.api_version)).is_some_and(|api| api >= (1, 45));
     release.at_least((0, 13)).unwrap_or_else(docker_has)
+}
+
+/// Not as the Dockers known so far are compiled with Go 1.27, whose shorter gzip they take for a defect and end. A standalone
+/// buildkitd does not tell; those of BuildKit's own releases write it.
+fn writes_estargz(docker: Option<&Version>) -> bool {
+    let go = docker.map(|version| version.go_version.trim_start_matches("go")).unwrap_or_default();
+    // `1.27.1`, `1.27rc1`, `1.26.5-X:nogreenteagc`
+    let release = go.split(char::is_alphabetic).next().unwrap_or_default();
+    numbers(release).is_none_or(|go| go < (1, 27))
 }
 
 fn machine(info: Info) -> EngineMachine {
@@ -235,6 +245,7 @@ fn platforms(listed: &[pb::Platform]) -> Vec<Platform> {
 struct Asked {
     several_exporters: bool,
     named_contexts: bool,
+    estargz: bool,
     host_network: bool,
     host_gateway: bool,
 }
@@ -251,6 +262,7 @@ fn features(kind: EngineKind, release: &BuildkitRelease, asked: &Asked) -> Featu
         (Feature::Attestations, has_oci_exporter && release.knows_info),
         (Feature::Annotations, has_oci_exporter && release.knows_info),
         (Feature::LayerCompression, has_oci_exporter && release.knows_info),
+        (Feature::Estargz, has_oci_exporter && release.knows_info && asked.estargz),
         // Both came with BuildKit 0.13.
         (Feature::RewriteTimestamp, has_oci_exporter && asked.several_exporters),
         // Their attributes came to the frontend one release before named contexts did.
@@ -307,7 +319,13 @@ mod tests {
 
     #[test]
     fn a_classic_store_lacks_what_its_exporter_lacks() {
-        let asked = Asked { several_exporters: false, named_contexts: false, host_network: true, host_gateway: true };
+        let asked = Asked {
+            several_exporters: false,
+            named_contexts: false,
+            estargz: true,
+            host_network: true,
+            host_gateway: true,
+        };
         let old = features(EngineKind::DockerdClassic, &BuildkitRelease::default(), &asked);
         assert_eq!(old, [Feature::CacheExportInline, Feature::HostGateway, Feature::HostNetwork].into());
         let release = BuildkitRelease { knows_info: true, version: String::new() };
@@ -316,6 +334,14 @@ mod tests {
         let more = [Feature::NamedContexts, Feature::StepLimits];
         assert_eq!(new, old.into_iter().chain(more).collect::<FeatureSet>());
         assert_eq!(features(EngineKind::DockerdContainerd, &release, &asked), Feature::ALL.into());
+    }
+
+    #[test]
+    fn an_engine_that_estargz_would_end_does_not_get_it() {
+        let built_with = |go: &str| Version { go_version: go.to_owned(), ..Version::default() };
+        assert!(writes_estargz(Some(&built_with("go1.24.4"))) && writes_estargz(Some(&built_with("go1.26.5"))));
+        assert!(!writes_estargz(Some(&built_with("go1.27.1"))) && !writes_estargz(Some(&built_with("go1.27rc1"))));
+        assert!(writes_estargz(None) && writes_estargz(Some(&built_with(""))));
     }
 
     #[test]
