@@ -176,6 +176,7 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
         ("rewrite_timestamp", "--rewrite-timestamp"),
         ("if_unchanged", "--if-unchanged"),
         ("smoke", "--smoke"),
+        ("sign", "--sign"),
         ("emulation", "--emulation"),
         ("required_labels", "--require"),
         ("priority", "--priority"),

@@ -82,6 +82,9 @@ pub struct BuildSpec {
     pub rewrite_timestamp: bool,
     #[serde(default)]
     pub smoke: Option<Smoke>,
+    /// Sign what is published; `None` signs where the farm has a key.
+    #[serde(default)]
+    pub sign: Option<bool>,
     /// Move no tag that someone else moved since the submit.
     #[serde(default)]
     pub if_unchanged: bool,
@@ -298,6 +301,7 @@ impl BuildSpec {
             compression: Compression::Default,
             rewrite_timestamp: false,
             smoke: None,
+            sign: None,
             if_unchanged: false,
             expected_tags: BTreeMap::new(),
             emulation: EmulationPolicy::Auto,

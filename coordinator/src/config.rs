@@ -9,6 +9,8 @@ use std::{
 use clap::Args;
 use kiln_common::{emulation::parse_duration, limits, runtime::config::CommonArgs};
 
+use crate::publish::{SigningKey, SigningKeyError};
+
 /// Where a coordinator that runs as a service keeps its state.
 const DATA_DIR: &str = "/var/lib/kiln";
 
@@ -43,9 +45,26 @@ pub struct Config {
     /// How long a lost worker's tasks wait for its return before they are built elsewhere
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_patience)]
     pub reconnect_grace: Duration,
+    /// Sign everything that is published with this key: ECDSA on P-256, PKCS#8, PEM, mode 0600
+    #[arg(long, value_name = "FILE")]
+    pub signing_key: Option<PathBuf>,
 }
 
 impl Config {
+    /// What can be wrong beyond the flags' own form, for `--config-check`.
+    ///
+    /// # Errors
+    /// The first problem, for people.
+    pub fn check(&self) -> Result<(), SigningKeyError> {
+        self.signing_key().map(drop)
+    }
+
+    /// # Errors
+    /// [`SigningKeyError`].
+    pub fn signing_key(&self) -> Result<Option<SigningKey>, SigningKeyError> {
+        self.signing_key.as_deref().map(SigningKey::read).transpose()
+    }
+
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         self.common.data_dir.as_deref().unwrap_or(Path::new(DATA_DIR))

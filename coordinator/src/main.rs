@@ -16,6 +16,7 @@ struct Arguments {
 async fn main() -> anyhow::Result<()> {
     let Arguments { config } = config::load();
     if config.common.config_check {
+        config.check()?;
         println!("the configuration is sound");
         return Ok(());
     }

@@ -63,7 +63,8 @@ pub struct Running {
 /// What is wrong with the configuration, the data directory or the ports.
 pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running> {
     let verdicts = Layout::new(config.data_dir()).verdicts();
-    let publisher = RegistryPublisher::new(config.insecure_registries.clone(), Some(verdicts))?;
+    let publisher =
+        RegistryPublisher::new(config.insecure_registries.clone(), Some(verdicts))?.signing_with(config.signing_key()?);
     start_with(config, shutdown, Arc::new(publisher)).await
 }
 

@@ -164,6 +164,10 @@ pub struct BuildFlags {
     #[arg(long, value_name = "TEXT", requires = "smoke", help_heading = "Farm")]
     pub expect: Option<String>,
 
+    /// Sign what is published [default: where the farm has a signing key]
+    #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true, value_name = "BOOL", help_heading = "Farm")]
+    pub sign: Option<bool>,
+
     /// How new layers are compressed: gzip, zstd or estargz [default: the engine's own, gzip]
     #[arg(long, value_name = "KIND", help_heading = "Farm")]
     pub compression: Option<String>,

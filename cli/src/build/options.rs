@@ -131,6 +131,7 @@ impl Options {
             rewrite_timestamp: flags.rewrite_timestamp,
             verify_allow: flags.verify_allow.clone(),
             smoke: flags.smoke.clone().map(|command| Smoke { command, expect: flags.expect.clone() }),
+            sign: flags.sign,
             emulation: self.emulation,
             required_labels: self.required_labels,
             priority: flags.priority,

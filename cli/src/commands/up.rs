@@ -33,6 +33,7 @@ pub struct Up {
 pub async fn run(mut up: Up) -> Result<(), Failure> {
     let failed = |error: anyhow::Error| Failure::local("the farm cannot run", format!("{error:#}"));
     let engine = up.engine.config().map_err(Failure::usage)?;
+    up.coordinator.check().map_err(|error| Failure::usage(error.to_string()))?;
     if up.coordinator.common.config_check {
         println!("the configuration is sound");
         return Ok(());

@@ -49,6 +49,10 @@ impl Api {
                 return Err(Refused::invalid(violations));
             }
         };
+        if build_spec.sign == Some(true) && !self.publisher.signs() {
+            let problem = "this farm has no signing key; its operator gives it one with --signing-key";
+            return Err(Refused::invalid(vec![Violation::new("spec.sign", problem)]));
+        }
         if !inline.is_empty() {
             self.store_chunks(inline).await?;
         }

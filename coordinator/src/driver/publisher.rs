@@ -31,6 +31,11 @@ pub struct Removed {
 /// Merges the legs of one build and moves its tags.
 #[async_trait]
 pub trait Publisher: Send + Sync + 'static {
+    /// Whether it has a key to sign with.
+    fn signs(&self) -> bool {
+        false
+    }
+
     /// What the tags name now.
     ///
     /// # Errors

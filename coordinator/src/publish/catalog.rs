@@ -53,10 +53,10 @@ impl Session {
             response => response?,
         };
         let body = read_bounded(response, limits::MANIFEST_BYTES, repository.host()).await?;
-        let page: Page = serde_json::from_slice(&body).map_err(|error| {
+        let page = read(&body).map_err(|error| {
             RegistryError::new(Fault::Final, format!("the tags of {repository} do not read: {error}"))
         })?;
-        Ok(page.tags)
+        Ok(page)
     }
 
     /// A manifest, without waiting for "not found" to change.
@@ -88,4 +88,9 @@ impl Session {
         });
         deleted.await
     }
+}
+
+/// The tags of a page.
+pub(super) fn read(body: &[u8]) -> Result<Option<Vec<String>>, serde_json::Error> {
+    serde_json::from_slice::<Page>(body).map(|page| page.tags)
 }

@@ -11,7 +11,9 @@ use kiln_common::{Digest, ImageReference, Repository, limits};
 use super::{
     error::{Fault, RegistryError},
     manifest::{self, Index},
+    referrers,
     registry::{Pointer, Session},
+    sign,
 };
 use crate::driver::publisher::Removed;
 
@@ -134,7 +136,28 @@ fn plan(inventory: &Inventory, reference: &ImageReference) -> Result<Plan, Regis
             None => plan.delete.push(child.clone()),
         }
     }
+    let companions = companions(inventory, &plan.delete);
+    plan.delete.extend(companions);
     Ok(plan)
+}
+
+/// What is there for manifests that go alone: the lists of their referrers, and their signatures.
+fn companions(inventory: &Inventory, gone: &[Digest]) -> Vec<Digest> {
+    let tags: BTreeSet<String> =
+        gone.iter().flat_map(|digest| [referrers::fallback_tag(digest), sign::signature_tag(digest)]).collect();
+    let named: BTreeSet<&Digest> = tags.iter().filter_map(|tag| inventory.tags.get(tag)).collect();
+    let listed = named.iter().filter_map(|list| inventory.children.get(*list)).flatten();
+    let all: BTreeSet<&Digest> = listed.chain(named.iter().copied()).collect();
+    let is_needed = |digest: &Digest| {
+        let has_other_tag = inventory.tags.iter().any(|(tag, named)| named == digest && !tags.contains(tag));
+        has_other_tag
+            || inventory.children.iter().any(|(index, children)| !all.contains(index) && children.contains(digest))
+    };
+    let mut companions: Vec<&Digest> =
+        all.iter().copied().filter(|digest| !gone.contains(digest) && !is_needed(digest)).collect();
+    // Lists before what they list.
+    companions.sort_by_key(|digest| inventory.children.get(*digest).is_none_or(Vec::is_empty));
+    companions.into_iter().cloned().collect()
 }
 
 async fn carry_out(
@@ -201,6 +224,18 @@ mod tests {
         assert_eq!(planned(&all, ":1"), Ok((String::new(), "a".into())));
         let by_digest = planned(&all, &format!("@{}", digest('a'))).expect_err("still named");
         assert!(by_digest.contains("the tag `1` names it"), "{by_digest}");
+    }
+
+    #[test]
+    fn signatures_and_lists_of_referrers_go_with_what_they_are_for_alone() {
+        let (list, signed) = (referrers::fallback_tag(&digest('a')), sign::signature_tag(&digest('3')));
+        let kept = sign::signature_tag(&digest('4'));
+        let tags = [("1", 'a'), ("2", 'b'), (&list, 'f'), (&signed, 'd'), (&kept, 'e')];
+        let mut all = inventory(&tags, &[('a', "34"), ('b', "4"), ('f', "c"), ('c', ""), ('d', ""), ('e', "")]);
+        assert_eq!(planned(&all, ":1"), Ok(("a3fcd".into(), "4".into())));
+        // Somebody else names a signature too.
+        all.tags.insert("mine".into(), digest('d'));
+        assert_eq!(planned(&all, ":1"), Ok(("a3fc".into(), "4".into())));
     }
 
     #[test]

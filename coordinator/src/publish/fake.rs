@@ -139,7 +139,7 @@ async fn handle(
         Some(Fault::Reset) => return reset(),
         None => {}
     }
-    answer(&mut content, &method, &path, &headers, body)
+    answer(&mut content, &method, &uri, &headers, body)
 }
 
 fn token(content: &Content, headers: &HeaderMap) -> Response<Body> {
@@ -151,9 +151,21 @@ fn token(content: &Content, headers: &HeaderMap) -> Response<Body> {
     reply(200, &[], Bytes::from_static(body.as_bytes()))
 }
 
-fn answer(content: &mut Content, method: &Method, path: &str, headers: &HeaderMap, body: Bytes) -> Response<Body> {
-    let path = path.strip_prefix("/v2/").expect("the distribution API");
-    if let Some((_, digest)) = path.split_once("/blobs/") {
+fn answer(content: &mut Content, method: &Method, uri: &Uri, headers: &HeaderMap, body: Bytes) -> Response<Body> {
+    let path = uri.path().strip_prefix("/v2/").expect("the distribution API");
+    if *method == Method::POST {
+        return reply(202, &[("location", &format!("/v2/{path}one?state=x"))], Bytes::new());
+    }
+    if let Some((_, blob)) = path.split_once("/blobs/") {
+        if *method == Method::PUT {
+            let digest = sha256(&body).to_string();
+            let is_said =
+                uri.query().is_some_and(|query| query == format!("state=x&digest={}", digest.replace(':', "%3A")));
+            assert!(blob == "uploads/one" && is_said, "{uri}");
+            content.blobs.insert(digest, body);
+            return reply(201, &[], Bytes::new());
+        }
+        let digest = blob;
         return content.blobs.get(digest).map_or_else(missing, |bytes| reply(200, &[], bytes.clone()));
     }
     let (repository, reference) = path.split_once("/manifests/").expect("a manifest");

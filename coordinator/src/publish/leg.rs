@@ -97,7 +97,7 @@ async fn check_content(
     Ok(CheckedLeg { platform: leg.platform.clone(), image, image_bytes: fetched.bytes, attestations, size })
 }
 
-fn read_index(fetched: &Fetched) -> Result<Option<Index>, RegistryError> {
+pub(super) fn read_index(fetched: &Fetched) -> Result<Option<Index>, RegistryError> {
     if !manifest::is_index(&fetched.content_type) {
         return Ok(None);
     }
@@ -110,7 +110,7 @@ fn read_index(fetched: &Fetched) -> Result<Option<Index>, RegistryError> {
 }
 
 /// The one image of a leg's own index, and its attestations.
-fn flatten(index: Index) -> Result<(Descriptor, Vec<Descriptor>), RegistryError> {
+pub(super) fn flatten(index: Index) -> Result<(Descriptor, Vec<Descriptor>), RegistryError> {
     let (attestations, mut images): (Vec<_>, Vec<_>) =
         index.manifests.into_iter().partition(Descriptor::is_attestation);
     match (images.pop(), images.len()) {
@@ -120,7 +120,7 @@ fn flatten(index: Index) -> Result<(Descriptor, Vec<Descriptor>), RegistryError>
     }
 }
 
-fn read_manifest(fetched: &Fetched) -> Result<(Manifest, String), RegistryError> {
+pub(super) fn read_manifest(fetched: &Fetched) -> Result<(Manifest, String), RegistryError> {
     let manifest: Manifest = serde_json::from_slice(&fetched.bytes)
         .map_err(|error| wrong(format!("{} is not an image manifest: {error}", fetched.digest)))?;
     let media_type = manifest.media_type.clone().unwrap_or_else(|| fetched.content_type.clone());
@@ -151,7 +151,7 @@ fn check_family(
     }
 }
 
-fn check_platform(config: &[u8], wanted: &Platform) -> Result<(), RegistryError> {
+pub(super) fn check_platform(config: &[u8], wanted: &Platform) -> Result<(), RegistryError> {
     let config: Config =
         serde_json::from_slice(config).map_err(|error| wrong(format!("its configuration does not read: {error}")))?;
     let found = Platform::new(&config.os, &config.architecture, config.variant.as_deref())

@@ -1,15 +1,21 @@
-//! Publishing: checks every leg, merges them, pushes by digest, reads back, and moves the tags last and together.
+//! Publishing: checks every leg, merges them, pushes by digest, reads back, signs, and moves the tags last and together.
 //!
 //! The driver calls [`RegistryPublisher`] through its `Publisher` trait. Invariants: a tag never names anything with a
 //! missing, unchecked or wrong-platform child; a failure says which tags moved; a retry finishes without a rebuild.
 
 mod auth;
+mod blobs;
 mod catalog;
 mod clean;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod leg;
 mod manifest;
+mod referrers;
 mod registry;
+mod retry;
+mod sign;
 mod survey;
 mod tags;
 mod target;
@@ -44,6 +50,7 @@ use crate::{
 };
 use error::RegistryError;
 use registry::{Registries, Session};
+pub use sign::{SigningKey, SigningKeyError};
 use survey::Survey;
 use target::Target;
 use verify::Verifier;
@@ -52,6 +59,7 @@ use verify::Verifier;
 pub struct RegistryPublisher {
     registries: Registries,
     verifier: Verifier,
+    key: Option<SigningKey>,
 }
 
 /// No HTTP client could be made.
@@ -69,15 +77,22 @@ impl RegistryPublisher {
         insecure_registries: impl IntoIterator<Item = String>,
         verdicts: Option<PathBuf>,
     ) -> Result<Self, SetUpError> {
-        Ok(Self { registries: Registries::new(insecure_registries)?, verifier: Verifier::new(verdicts) })
+        Ok(Self { registries: Registries::new(insecure_registries)?, verifier: Verifier::new(verdicts), key: None })
+    }
+
+    /// Signs from now on what does not say otherwise.
+    #[must_use]
+    pub fn signing_with(self, key: Option<SigningKey>) -> Self {
+        Self { key, ..self }
     }
 
     async fn run(&self, job: &PublishJob, session: &Session) -> Result<Published, PublishOutcome> {
         let failed = |error: RegistryError| PublishOutcome::Failed { published: None, message: error.message };
-        let preparing = prepare(&self.verifier, session, job);
+        let preparing = self.prepare(session, job);
         let (target, before) = join(preparing, Survey::take(session, &job.spec.tags)).await;
         let target = target.map_err(failed)?;
         before.allows(job, &target.digest).map_err(failed)?;
+        sign::sign(self.key.as_ref(), session, &job.spec, &target).await.map_err(failed)?;
         let moved = tags::move_all(session, &job.spec.tags, &target, &before).await;
         let published = |tags: Vec<String>| Published {
             digest: target.digest.clone(),
@@ -94,14 +109,14 @@ impl RegistryPublisher {
         let published = (!moved.tags.is_empty()).then(|| published(moved.tags));
         Err(PublishOutcome::Failed { published, message })
     }
-}
 
-/// Everything before the first tag moves.
-async fn prepare(verifier: &Verifier, session: &Session, job: &PublishJob) -> Result<Target, RegistryError> {
-    let legs = try_join_all(job.legs.iter().map(|leg| leg::check(session, verifier, &job.spec, leg))).await?;
-    let target = target::merge(&job.spec, legs)?;
-    tags::push(session, &job.spec.tags, &target).await?;
-    Ok(target)
+    /// Checks and merges the legs, and pushes what they make by its digest.
+    async fn prepare(&self, session: &Session, job: &PublishJob) -> Result<Target, RegistryError> {
+        let checks = job.legs.iter().map(|leg| leg::check(session, &self.verifier, &job.spec, leg));
+        let target = target::merge(&job.spec, try_join_all(checks).await?)?;
+        tags::push(session, &job.spec.tags, &target).await?;
+        Ok(target)
+    }
 }
 
 /// Tag by tag, what moved and what did not.
@@ -123,6 +138,10 @@ fn describe(moved: &tags::Moved) -> String {
 
 #[async_trait]
 impl Publisher for RegistryPublisher {
+    fn signs(&self) -> bool {
+        self.key.is_some()
+    }
+
     async fn tags(
         &self,
         tags: &[ImageReference],

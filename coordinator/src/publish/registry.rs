@@ -11,23 +11,19 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use kiln_common::{
-    Digest, Repository, limits,
-    reference::DOCKER_HUB,
-    runtime::{Backoff, BackoffPolicy, tls},
-};
+use kiln_common::{Digest, Repository, limits, reference::DOCKER_HUB, runtime::tls};
 use reqwest::{
     Client, Method, Response, StatusCode,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     auth::{self, Challenge},
     error::{Fault, RegistryError},
     manifest,
+    retry::Budget,
 };
 use crate::credentials::RegistryCredential;
 
@@ -46,8 +42,8 @@ pub(super) struct Session {
     credentials: Vec<RegistryCredential>,
     /// `Authorization` by repository; the inner lock lets one caller fetch a token and the others wait for it.
     authorizations: Mutex<HashMap<Repository, Arc<tokio::sync::Mutex<Option<HeaderValue>>>>>,
-    started: Instant,
-    abandoned: CancellationToken,
+    pub(super) budget: Budget,
+    pub(super) abandoned: CancellationToken,
 }
 
 /// What names a manifest within a repository.
@@ -96,7 +92,7 @@ impl Registries {
 
     pub fn session(&self, credentials: Vec<RegistryCredential>, abandoned: CancellationToken) -> Session {
         let registries = self.clone();
-        Session { registries, credentials, authorizations: Mutex::default(), started: Instant::now(), abandoned }
+        Session { registries, credentials, authorizations: Mutex::default(), budget: Budget::default(), abandoned }
     }
 
     fn client(&self, repository: &Repository) -> &Client {
@@ -212,66 +208,18 @@ impl Session {
         self.send_within(&request, "pull from", limits::LAYER_TIMEOUT).await
     }
 
-    /// Tries until it succeeds, cannot succeed any more, or the publish's budget is used up.
-    pub async fn retry<T, F: Future<Output = Result<T, RegistryError>>>(
-        &self,
-        call: impl Fn() -> F,
-    ) -> Result<T, RegistryError> {
-        let began = Instant::now();
-        let mut backoff = Backoff::new(BackoffPolicy {
-            base: limits::REGISTRY_BACKOFF_BASE,
-            cap: limits::REGISTRY_BACKOFF_CAP,
-            budget: Some(limits::PUBLISH_BUDGET),
-        });
-        loop {
-            if self.abandoned.is_cancelled() {
-                return Err(RegistryError::abandoned());
-            }
-            let error = match call().await {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
-            };
-            let at_least = match &error.fault {
-                Fault::Transient { retry_after } => *retry_after,
-                Fault::NotFound if began.elapsed() < limits::READ_AFTER_WRITE => None,
-                Fault::NotFound
-                | Fault::Denied
-                | Fault::Foreign
-                | Fault::Immutable
-                | Fault::Final
-                | Fault::Abandoned => {
-                    return Err(error);
-                }
-            };
-            let Some(wait) = backoff.next(self.started.elapsed(), rand::random(), at_least) else {
-                return Err(self.out_of_budget(error, at_least));
-            };
-            tracing::debug!(%error, ?wait, "retrying a registry call");
-            metrics::counter!(crate::http::metrics::REGISTRY_RETRIES).increment(1);
-            if self.abandoned.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-                return Err(RegistryError::abandoned());
-            }
-        }
-    }
-
-    fn out_of_budget(&self, error: RegistryError, retry_after: Option<Duration>) -> RegistryError {
-        let elapsed = self.started.elapsed().as_secs();
-        let wish = retry_after.map(|after| format!("; it asks to wait {}s", after.as_secs())).unwrap_or_default();
-        let message = format!(
-            "{} (gave up after {elapsed}s of at most {}s{wish}; retry the build later, nothing is rebuilt)",
-            error.message,
-            limits::PUBLISH_BUDGET.as_secs()
-        );
-        RegistryError { message, ..error }
-    }
-
     /// One request, logged in where the registry asks for it.
     pub async fn send(&self, call: &Call<'_>, act: &str) -> Result<Response, RegistryError> {
         self.send_within(call, act, limits::REGISTRY_CALL_TIMEOUT).await
     }
 
     /// The same with another limit for the whole call, its body included.
-    async fn send_within(&self, call: &Call<'_>, act: &str, timeout: Duration) -> Result<Response, RegistryError> {
+    pub(super) async fn send_within(
+        &self,
+        call: &Call<'_>,
+        act: &str,
+        timeout: Duration,
+    ) -> Result<Response, RegistryError> {
         let slot = self.slot(call.repository);
         let authorization = slot.lock().await.clone();
         let response = self.request(call, authorization.as_ref(), timeout).await?;
@@ -281,6 +229,20 @@ impl Session {
         let fresh = self.log_in(call.repository, &slot, authorization.as_ref(), &response).await?;
         let response = self.request(call, fresh.as_ref(), timeout).await?;
         check(call, act, response, self.credential(call.repository).is_some()).await
+    }
+
+    /// Where the call goes.
+    pub(super) fn url(&self, call: &Call<'_>) -> String {
+        self.registries.url(call.repository, call.kind, &call.reference)
+    }
+
+    pub(super) fn client(&self, repository: &Repository) -> &Client {
+        self.registries.client(repository)
+    }
+
+    /// What the registry was last shown as authorization for the repository.
+    pub(super) async fn authorization(&self, repository: &Repository) -> Option<HeaderValue> {
+        self.slot(repository).lock().await.clone()
     }
 
     fn slot(&self, repository: &Repository) -> Arc<tokio::sync::Mutex<Option<HeaderValue>>> {
@@ -310,7 +272,7 @@ impl Session {
         Ok(current.clone())
     }
 
-    fn credential(&self, repository: &Repository) -> Option<&RegistryCredential> {
+    pub(super) fn credential(&self, repository: &Repository) -> Option<&RegistryCredential> {
         self.credentials.iter().find(|credential| credential.host == repository.host())
     }
 
@@ -320,7 +282,7 @@ impl Session {
         authorization: Option<&HeaderValue>,
         timeout: Duration,
     ) -> Result<Response, RegistryError> {
-        let url = self.registries.url(call.repository, call.kind, &call.reference);
+        let url = self.url(call);
         let mut request = self.registries.client(call.repository).request(call.method.clone(), url).timeout(timeout);
         if call.kind == "manifests" {
             request = request.header(ACCEPT, manifest::ACCEPTED);
@@ -345,7 +307,7 @@ pub(super) struct Call<'a> {
 }
 
 /// The response, if it is a success; else what the registry says, in our words.
-async fn check(
+pub(super) async fn check(
     call: &Call<'_>,
     act: &str,
     response: Response,

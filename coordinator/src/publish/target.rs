@@ -21,6 +21,8 @@ pub(super) struct Target {
     pub media_type: String,
     pub digest: Digest,
     pub bytes: Bytes,
+    /// What an index refers to; nothing for a manifest.
+    pub children: Vec<Descriptor>,
     pub platform_sizes: BTreeMap<Platform, u64>,
 }
 
@@ -34,7 +36,8 @@ pub(super) fn merge(spec: &BuildSpec, legs: Vec<CheckedLeg>) -> Result<Target, R
         && annotations.is_empty()
     {
         let Descriptor { media_type, digest, .. } = leg.image.clone();
-        return Ok(Target { media_type, digest, bytes: leg.image_bytes.clone(), platform_sizes });
+        let (bytes, children) = (leg.image_bytes.clone(), Vec::new());
+        return Ok(Target { media_type, digest, bytes, children, platform_sizes });
     }
     let media_type = manifest::index_type(spec.media_types).to_owned();
     let manifests = descriptors(spec, legs);
@@ -45,7 +48,8 @@ pub(super) fn merge(spec: &BuildSpec, legs: Vec<CheckedLeg>) -> Result<Target, R
     }
     let index = Index { schema_version: 2, media_type: Some(media_type.clone()), manifests, annotations };
     let bytes = serde_json::to_vec(&index).map_err(|error| RegistryError::new(Fault::Final, error.to_string()))?;
-    Ok(Target { media_type, digest: sha256(&bytes), bytes: bytes.into(), platform_sizes })
+    let (digest, children) = (sha256(&bytes), index.manifests);
+    Ok(Target { media_type, digest, bytes: bytes.into(), children, platform_sizes })
 }
 
 /// Images in the order of the build's platforms, then the attestations: as BuildKit orders them.

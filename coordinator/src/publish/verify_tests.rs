@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use axum::http::Method;
-use kiln_common::{BuildSpec, Digest, spec::Verify};
+use kiln_common::{BuildSpec, Digest, limits, spec::Verify};
 use kiln_scheduler::effect::Leg;
 
 use super::{
@@ -120,4 +120,23 @@ async fn a_layer_that_is_no_archive_is_refused_with_a_way_around() {
     let leg = arm64_leg(&fake, b"not an archive, but longer than a header would be: ".repeat(20));
     let (_, message) = failed(run(job(arm64_spec(&fake), vec![leg])).await);
     assert!(message.contains("its archive is damaged") && message.contains("--verify off"), "{message}");
+}
+
+#[tokio::test]
+async fn a_verification_that_takes_long_leaves_the_retry_budget_whole() {
+    let fake = Fake::start().await;
+    let layer = archive(&[("usr/bin/hello", &program(183, 2))]);
+    let blob = format!("/blobs/{}", registry::sha256(&layer));
+    let leg = arm64_leg(&fake, layer);
+    let publisher = RegistryPublisher::new([], None).expect("publisher");
+    let session = publisher.registries.session(Vec::new(), CancellationToken::new());
+    // As if the manifest had come after all but the whole budget: whatever is retried from it now fails.
+    session.budget.spend(limits::PUBLISH_BUDGET);
+    let busy = || Err::<(), _>(RegistryError::transient("busy"));
+    let spent = session.retry(|| async { busy() }).await.expect_err("nothing is left");
+    assert!(spent.message.contains("gave up after 12"), "{spent}");
+    // The layer has a budget of its own, and its end gives the publish another one.
+    fake.fail(Method::GET, &blob, 1, Fault::Status(503, "busy"));
+    fake.fail(Method::PUT, "/manifests/", 1, Fault::Status(503, "busy"));
+    publisher.run(&job(arm64_spec(&fake), vec![leg]), &session).await.expect("published");
 }

@@ -79,6 +79,7 @@ pub fn decode(
         if_unchanged: wire.if_unchanged,
         expected_tags: decode_expected_tags(wire.expected_tags, &mut violations),
         smoke: wire.smoke.map(|smoke| Smoke { command: smoke.command, expect: some_text(smoke.expect) }),
+        sign: wire.sign,
         emulation: violations.optional("emulation", &wire.emulation).unwrap_or_default(),
         required_labels: wire.required_labels.into_iter().collect(),
         priority: wire.priority,
@@ -289,6 +290,7 @@ pub fn encode(spec: &BuildSpec) -> v1::BuildSpec {
             command: smoke.command.clone(),
             expect: smoke.expect.clone().unwrap_or_default(),
         }),
+        sign: spec.sign,
         emulation: spec.emulation.to_string(),
         required_labels: spec.required_labels.clone().into_iter().collect(),
         priority: spec.priority,
@@ -347,6 +349,7 @@ mod tests {
             if_unchanged: true,
             expected_tags: [("r.example/other:2".to_owned(), String::new())].into(),
             smoke: Some(v1::SmokeRun { command: "hello".into(), expect: "Hello, {goarch}!".into() }),
+            sign: Some(false),
             emulation: "wait=30s".into(),
             provenance: Some("mode=max".into()),
             ..v1::BuildSpec::default()

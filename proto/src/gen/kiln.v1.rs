@@ -236,6 +236,9 @@ pub struct BuildSpec {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Sign what is published; absent: where the farm has a key.
+    #[prost(bool, optional, tag = "38")]
+    pub sign: ::core::option::Option<bool>,
     /// Where the Dockerfile comes from.
     #[prost(oneof = "build_spec::Dockerfile", tags = "2, 3")]
     pub dockerfile: ::core::option::Option<build_spec::Dockerfile>,

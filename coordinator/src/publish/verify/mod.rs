@@ -7,6 +7,7 @@ mod attributes;
 mod bases;
 mod elf;
 mod expected;
+pub mod fuzz;
 mod layer;
 mod read;
 mod tar;
@@ -95,7 +96,10 @@ impl Verifier {
             return Ok(());
         }
         let _permit = self.permits.acquire().await;
-        let verdict = match read::check(case.session, case.repository, layer, &case.question).await {
+        let checked = read::check(case.session, case.repository, layer, &case.question).await;
+        // However long it took: what comes after it has the whole budget.
+        case.session.budget.renew();
+        let verdict = match checked {
             Err(error) if error.fault == Fault::Foreign => case.excuse(layer, error).await?,
             verdict => verdict?,
         };

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use kiln_common::{Digest, Repository, context::pattern::PatternMatcher, limits};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     expected::Expected,
@@ -22,6 +22,7 @@ use crate::publish::{
     error::{Fault, RegistryError},
     manifest::Descriptor,
     registry::Session,
+    retry::Budget,
 };
 
 /// Pieces between the connection and the thread.
@@ -44,7 +45,8 @@ pub async fn check(
     layer: &Descriptor,
     question: &Question,
 ) -> Result<Verdict, RegistryError> {
-    session.retry(|| once(session, repository, layer, question)).await
+    let budget = Budget::default();
+    session.retry_within(&budget, || once(session, repository, layer, question, &budget)).await
 }
 
 async fn once(
@@ -52,6 +54,7 @@ async fn once(
     repository: &Repository,
     layer: &Descriptor,
     question: &Question,
+    budget: &Budget,
 ) -> Result<Verdict, RegistryError> {
     let response = session.open_blob(repository, &layer.digest).await?;
     let (pieces, receiver) = mpsc::channel(QUEUE);
@@ -59,7 +62,7 @@ async fn once(
     let check = tokio::task::spawn_blocking(move || {
         layer::check(Pieces { receiver, current: Bytes::new() }, &expected, &allowed)
     });
-    let delivered = deliver(response, repository, layer, pieces).await;
+    let delivered = deliver(response, repository, layer, pieces, budget).await;
     let verdict = check.await;
     delivered?;
     match verdict {
@@ -77,9 +80,11 @@ async fn deliver(
     repository: &Repository,
     layer: &Descriptor,
     pieces: mpsc::Sender<Bytes>,
+    budget: &Budget,
 ) -> Result<(), RegistryError> {
     let host = repository.host();
     let (mut hash, mut length) = (Sha256::new(), 0_u64);
+    let mut since = Instant::now();
     while let Some(piece) = next(&mut response, host).await? {
         hash.update(&piece);
         length += piece.len() as u64;
@@ -91,6 +96,9 @@ async fn deliver(
             return Err(RegistryError::new(Fault::Final, message));
         }
         let _ = pieces.send(piece).await;
+        // A large layer takes its time, and so does its check: that is no trouble with the registry.
+        budget.excuse(since.elapsed());
+        since = Instant::now();
     }
     if Digest::from_sha256(hash.finalize().into()) == layer.digest {
         Ok(())
