@@ -3,7 +3,9 @@
 mod attestations;
 mod formats;
 mod images;
+mod peers;
 mod setting;
+mod signing;
 mod smoke;
 mod tags;
 mod verify;
