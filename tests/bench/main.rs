@@ -7,6 +7,7 @@
 mod context_tree;
 mod farm;
 mod forwarder;
+mod merge;
 mod peer;
 mod report;
 
@@ -22,16 +23,28 @@ use report::Report;
 const FOUR: &str = "linux/amd64,linux/arm64,linux/arm/v7,linux/arm/v6";
 const ONE: &str = "linux/amd64";
 
-const SCENARIOS: [&str; 4] = ["memory", "cached", "steps", "context"];
+const SCENARIOS: [&str; 5] = ["memory", "cached", "steps", "context", "merge"];
 
 fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((first, rest)) = arguments.split_first()
+        && first == merge::ONCE
+    {
+        return merge::once(rest);
+    }
     let chosen = chosen()?;
     let runs = std::env::var("KILN_BENCH_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(7);
     let engine = Bed.engine(EngineKind::Docker28).expect("docker 28");
     let folder = tempfile::Builder::new().prefix("kiln-bench-").tempdir()?;
+    let mut report = Report::default();
+    if chosen.contains("merge") {
+        merge::compare(folder.path(), runs, &mut report)?;
+    }
+    if chosen.iter().eq(["merge"]) {
+        return report.finish();
+    }
     let peer = Buildx::start(&engine, folder.path())?;
     let farm = BenchFarm::start(&engine, folder.path())?;
-    let mut report = Report::default();
     if chosen.contains("memory") {
         idle_memory(&farm, &mut report)?;
     }

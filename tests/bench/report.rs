@@ -30,10 +30,16 @@ impl Report {
 
     /// Kiln's time first, the peer's second; each pair ran back to back.
     pub fn pairs(&mut self, name: &str, pairs: &[(Duration, Duration)], bound: f64) {
+        self.beside("buildx", name, pairs, bound);
+    }
+
+    /// The same beside another peer.
+    pub fn beside(&mut self, peer_name: &str, name: &str, pairs: &[(Duration, Duration)], bound: f64) {
         let kiln = median(pairs.iter().map(|pair| pair.0.as_secs_f64()));
         let peer = median(pairs.iter().map(|pair| pair.1.as_secs_f64()));
         let ratio = median(pairs.iter().map(|pair| pair.0.as_secs_f64() / pair.1.as_secs_f64()));
-        let text = format!("{name}: kiln {kiln:.3} s, buildx {peer:.3} s, median ratio {ratio:.2} (at most {bound})");
+        let text =
+            format!("{name}: kiln {kiln:.3} s, {peer_name} {peer:.3} s, median ratio {ratio:.2} (at most {bound})");
         self.line(text, ratio <= bound);
     }
 
