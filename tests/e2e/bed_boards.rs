@@ -6,7 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use harness::{Bed, Farm, OwnEngine, Worker, bed::EngineKind, registry};
+use harness::{
+    Bed, Farm, OwnEngine, Worker,
+    bed::EngineKind,
+    process::{self, runs},
+    registry,
+};
 use serde_json::Value;
 
 const MIB: u64 = 1024 * 1024;
@@ -53,12 +58,6 @@ fn until(farm: &Farm, id: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> V
         assert!(Instant::now() < deadline, "not so: {what}\n{build:#}\n{}", farm.log());
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-fn runs(command: &str) -> bool {
-    let wanted = command.replace(' ', "\0") + "\0";
-    let processes = fs::read_dir("/proc").expect("proc").flatten();
-    processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok()).any(|line| line == wanted.as_bytes())
 }
 
 /// A step that holds 40 MiB of cache which no other build shares.
@@ -115,6 +114,21 @@ fn a_card_that_cannot_be_pruned_takes_no_build_until_there_is_room() {
     assert!(farm.run(&["builds", "explain", &id]).contains("low disk"));
     fs::remove_file(filler).expect("removed");
     until(&farm, &id, "it is built once there is room", |build| build["state"] == "BUILD_STATE_SUCCEEDED");
+}
+
+#[test]
+fn a_step_that_fills_the_card_is_tried_again_and_not_blamed_on_its_author() {
+    let engine = OwnEngine::start("docker28", Some("200M"));
+    let farm = farm();
+    let _worker = Worker::join(&farm, "card", &engine.address, &[]);
+    let id = submit(&farm, &tag(), "name=card", "FROM busybox\nRUN dd if=/dev/zero of=/fat bs=1M count=300\n");
+    let build = until(&farm, &id, "it waits for another try", |build| {
+        build["tasks"][0]["state"] == "TASK_STATE_BACKOFF" || build["tasks"][0]["state"] == "TASK_STATE_FAILED"
+    });
+    assert_eq!(build["tasks"][0]["state"], "TASK_STATE_BACKOFF", "{build:#}");
+    let reason = build["tasks"][0]["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("the worker's disk was full"), "{build:#}");
+    farm.run(&["builds", "cancel", &id]);
 }
 
 #[test]
@@ -176,11 +190,7 @@ fn the_first_sigterm_drains_and_the_second_stops() {
     let told = Instant::now();
     worker.wait();
     assert!(told.elapsed() < Duration::from_secs(6), "{:?}", told.elapsed());
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while runs(&sleep) {
-        assert!(Instant::now() < deadline, "no container is left");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    process::until(Duration::from_secs(5), "no container is left", || !runs(&sleep));
     until(&farm, &id, "it is the farm's failure and tried again", |build| {
         build["tasks"][0]["state"] == "TASK_STATE_BACKOFF" || build["tasks"][0]["state"] == "TASK_STATE_WAITING"
     });

@@ -1,8 +1,8 @@
 //! What must survive: `kill -9` in the middle of a build loses nothing, and a cancel really stops the engine.
 
-use std::{fs, io::BufRead as _, process::Stdio};
+use std::{fs, io::BufRead as _, process::Stdio, time::Duration};
 
-use harness::{Bed, Farm, bed::EngineKind, registry};
+use harness::{Bed, Farm, bed::EngineKind, process, registry};
 use serde_json::Value;
 
 fn slow_context(seconds: u32) -> tempfile::TempDir {
@@ -57,21 +57,12 @@ fn an_acknowledged_build_survives_kill_9_and_finishes() {
 fn a_cancelled_build_stops_on_the_engine_and_publishes_nothing() {
     let farm = Farm::start(&Bed.engine(EngineKind::Docker28).expect("docker 28"));
     let tag = format!("{}/e2e/cancelled:1", Bed.registry());
-    let context = slow_context(600);
+    let context = slow_context(60_001);
     let id = submit(&farm, &tag, &context);
     wait_for_step(&farm, &id);
     farm.run(&["builds", "cancel", &id]);
     let record = state(&farm, &id).to_string().to_lowercase();
     assert!(record.contains("cancelled"), "{record}");
     assert!(!registry::exists(&tag));
-    let sleeping = || {
-        let listing = std::process::Command::new("ps").args(["-eo", "args"]).output().expect("ps");
-        String::from_utf8_lossy(&listing.stdout).lines().any(|line| line.trim() == "sleep 600")
-    };
-    // The engine ends the container's process after the farm has answered; wait for that, within bounds.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
-    while sleeping() {
-        assert!(std::time::Instant::now() < deadline, "the RUN step still runs five seconds after the cancel");
-        std::thread::yield_now();
-    }
+    process::until(Duration::from_secs(5), "the RUN step ends on the engine", || !process::runs("sleep 60001"));
 }

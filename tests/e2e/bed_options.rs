@@ -9,7 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use harness::{Bed, Farm, OwnEngine, Worker, bed::EngineKind, registry};
+use harness::{
+    Bed, Farm, OwnEngine, Worker,
+    bed::EngineKind,
+    process::{runs, until},
+    registry,
+};
 use serde_json::Value;
 
 /// A farm with one worker on each engine that this machine has.
@@ -324,11 +329,7 @@ impl SshAgent {
         let kind = ["-q", "-t", "ed25519", "-N", "", "-C", "key-of-the-test", "-f"];
         let made = Command::new("ssh-keygen").args(kind).arg(&key).status();
         assert!(made.expect("ssh-keygen runs").success());
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !socket.exists() {
-            assert!(Instant::now() < deadline, "ssh-agent does not come up");
-            std::thread::yield_now();
-        }
+        until(Duration::from_secs(10), "ssh-agent listens", || socket.exists());
         let added = Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status();
         assert!(added.expect("ssh-add runs").success());
         Self { child, socket, _folder: folder }
@@ -478,29 +479,14 @@ fn a_cancel_ends_the_step_within_a_second_on_every_engine() {
         let flags =
             ["build", "-t", &tag, "--platform", "linux/amd64", "--require", &require, "-q", "--detach", &context];
         let id = all.farm.run(&flags).trim().to_owned();
-        until(Duration::from_secs(60), || runs(&sleep), &format!("{}: the step runs", kind.name()));
+        until(Duration::from_secs(60), "the step runs", || runs(&sleep));
         let told = Instant::now();
         all.farm.run(&["builds", "cancel", &id]);
-        until(Duration::from_secs(10), || !runs(&sleep), &format!("{}: the step ends", kind.name()));
+        until(Duration::from_secs(10), "the step ends", || !runs(&sleep));
         let took = told.elapsed();
         assert!(took < Duration::from_secs(1), "{}: {took:?}", kind.name());
         let build: Value = serde_json::from_str(&all.farm.run(&["builds", "show", &id, "-o", "json"])).expect("JSON");
         assert_eq!(build["state"], "BUILD_STATE_CANCELLED", "{}", kind.name());
         assert!(!registry::exists(&tag), "{}", kind.name());
-    }
-}
-
-/// Whether a process with this command line runs, in whatever container.
-fn runs(command: &str) -> bool {
-    let wanted = command.replace(' ', "\0") + "\0";
-    let processes = fs::read_dir("/proc").expect("proc").flatten();
-    processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok()).any(|line| line == wanted.as_bytes())
-}
-
-fn until(patience: Duration, mut is_so: impl FnMut() -> bool, what: &str) {
-    let deadline = Instant::now() + patience;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }

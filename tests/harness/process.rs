@@ -1,11 +1,12 @@
 //! A program of the workspace as a process that a test signals at will.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Read},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, mpsc},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -127,11 +128,34 @@ pub(crate) fn keep_reading(
 /// Processes of this machine, in whatever container, whose command line says `text`.
 #[must_use]
 pub fn that_say(text: &str) -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").expect("/proc");
+    let entries = fs::read_dir("/proc").expect("/proc");
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let says = |pid: &u32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.windows(text.len()).any(|window| window == text.as_bytes())
     };
     pids.filter(|pid| *pid != std::process::id()).filter(says).collect()
+}
+
+/// Whether a process with exactly this command line runs on this machine, in whatever container.
+///
+/// # Panics
+/// Without `/proc`.
+#[must_use]
+pub fn runs(command: &str) -> bool {
+    let wanted = command.replace(' ', "\0") + "\0";
+    let processes = fs::read_dir("/proc").expect("proc").flatten();
+    processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok()).any(|line| line == wanted.as_bytes())
+}
+
+/// Waits for what no event tells, such as another program's process.
+///
+/// # Panics
+/// With `what` when it is not so in time.
+pub fn until(patience: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not so within {patience:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -5,11 +5,12 @@ use std::{io::Write, time::Duration};
 use kiln_common::{
     Feature, limits,
     runtime::{
-        Dialer, files,
+        Dialer, dial, files,
         tls::{self, Trust},
     },
 };
 use kiln_proto::v1::{MachineInfo, WorkerStats};
+use tonic::transport::Channel;
 
 use crate::{
     builder::Builder,
@@ -19,6 +20,7 @@ use crate::{
     enroll::Identity,
     probe::{FileSystem, Probe},
     real_builder::RealBuilder,
+    session,
 };
 
 /// With less memory most compilers end before the build does.
@@ -200,12 +202,33 @@ async fn farm(config: &Config) -> Finding {
     };
     let patience: Duration = limits::HANDSHAKE_TIMEOUT * 2;
     match tokio::time::timeout(patience, dialer.connect()).await {
-        Ok(Ok(_)) => {
-            Finding::Good("reached, its certificate is the farm's and valid by this machine's clock".to_owned())
-        }
+        Ok(Ok(channel)) => match accepted(channel, config, patience).await {
+            None => {
+                Finding::Good("reached, its certificate is the farm's and valid by this machine's clock".to_owned())
+            }
+            Some(Ok(())) => Finding::Good("reached, and it accepts this worker".to_owned()),
+            Some(Err(problem)) => Finding::Bad(problem),
+        },
         Ok(Err(error)) => Finding::Bad(error.to_string()),
         Err(_) => Finding::Bad("it accepts connections and does not answer".to_owned()),
     }
+}
+
+/// Whether the farm knows this worker, asked by a log without entries; `None` for one that has not joined.
+async fn accepted(channel: Channel, config: &Config, patience: Duration) -> Option<Result<(), String>> {
+    Identity::load(&config.data_dir).ok().flatten()?;
+    let mut client = session::client(channel);
+    let asked = tokio::time::timeout(patience, client.logs(tokio_stream::empty())).await;
+    Some(match asked {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => {
+            let why = dial::certificate_refused_behind(&status).unwrap_or_else(|| status.message());
+            Err(format!(
+                "it does not accept this worker: {why}; join again with a token from `kiln workers token create`"
+            ))
+        }
+        Err(_) => Err("it accepts connections and does not answer".to_owned()),
+    })
 }
 
 fn dialer(config: &Config) -> anyhow::Result<Option<Dialer>> {

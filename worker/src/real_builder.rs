@@ -1,8 +1,11 @@
 //! The container engine as a [`Builder`]: builds and prunes by [`Engine`], grades and figures from [`Probe`].
 
 use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -13,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     builder::{Builder, Job},
+    disk,
     engine::{BuildError, BuildOutcome, Engine, EngineError, EngineFacts, EngineState, Progress},
     probe::{FileSystem, Probe},
 };
@@ -30,6 +34,17 @@ impl RealBuilder {
     pub const fn new(engine: Engine, probe: Probe) -> Self {
         Self { engine, probe, pruned: AtomicU64::new(0) }
     }
+
+    /// Notes in `full` when a step says that the disk is full while it is.
+    fn watching_disk(&self, progress: Progress, full: Arc<AtomicBool>) -> Progress {
+        let (probe, facts) = (self.probe.clone(), self.engine.facts());
+        Arc::new(move |entry| {
+            if disk::says_full(&entry) && probe.engine_disk(&facts).is_some_and(|disk| disk::is_full(&disk)) {
+                full.store(true, Ordering::Relaxed);
+            }
+            progress(entry);
+        })
+    }
 }
 
 #[async_trait]
@@ -39,7 +54,19 @@ impl Builder for RealBuilder {
     }
 
     async fn platforms(&self, engine: &EngineFacts) -> BTreeMap<Platform, Grade> {
-        self.probe.grades(&engine.platforms)
+        let mut ran = BTreeSet::new();
+        for (platform, program) in self.probe.trials(&engine.platforms) {
+            match self.engine.runs(&program).await {
+                Ok(true) => {
+                    ran.insert(platform);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%platform, %error, "the engine could not try the platform; it counts as emulated")
+                }
+            }
+        }
+        self.probe.grades(&engine.platforms, &ran)
     }
 
     fn machine(&self, engine: &EngineFacts) -> MachineInfo {
@@ -62,10 +89,14 @@ impl Builder for RealBuilder {
     }
 
     async fn build(&self, job: Job, progress: Progress, stop: CancellationToken) -> BuildOutcome {
-        self.engine.build(job, progress, stop).await
+        let full = Arc::new(AtomicBool::new(false));
+        let outcome = self.engine.build(job, self.watching_disk(progress, full.clone()), stop).await;
+        outcome.map_err(|error| disk::blame(error, full.load(Ordering::Relaxed)))
     }
 
     async fn run(&self, job: Job, progress: Progress, stop: CancellationToken) -> Result<(), BuildError> {
-        self.engine.run(job, progress, stop).await
+        let full = Arc::new(AtomicBool::new(false));
+        let outcome = self.engine.run(job, self.watching_disk(progress, full.clone()), stop).await;
+        outcome.map_err(|error| disk::blame(error, full.load(Ordering::Relaxed)))
     }
 }

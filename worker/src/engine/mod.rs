@@ -22,6 +22,7 @@ mod request;
 mod session;
 mod solve;
 mod transport;
+mod trial;
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -89,6 +90,16 @@ impl Engine {
             outcome = build::run_only(&self.sessions, &facts, job, progress, &cancel) => outcome,
             () = cancelled_for_long(&cancel) => Err(BuildError::Cancelled),
         }
+    }
+
+    /// Whether the engine's CPU itself runs this program, which no emulator takes for its own.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the engine is away.
+    pub async fn runs(&self, program: &[u8]) -> Result<bool, EngineError> {
+        let facts = self.facts();
+        let no_platforms = || EngineError::NoPlatforms { address: self.dialer.address().to_string() };
+        trial::runs(&self.dialer, facts.platforms.first().ok_or_else(no_platforms)?, program).await
     }
 
     /// Frees about `bytes` of the build cache, the longest unused first; what running builds use stays. Returns how large

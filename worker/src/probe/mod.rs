@@ -5,7 +5,7 @@
 //! failure.
 
 mod disk;
-mod elf;
+pub mod elf;
 mod heat;
 mod machine;
 mod platforms;

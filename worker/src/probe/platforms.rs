@@ -1,22 +1,31 @@
 //! Which platforms a worker runs, and how well: DESIGN's grades.
 //!
-//! The engine lists what its machine executes, its own platform first. For an engine on this machine the CPU is asked
-//! itself whether it runs the 32-bit platforms; for a remote one what is not its own counts as emulated.
+//! The engine lists what its machine executes, its own platform first. The CPU is asked itself whether it runs the 32-bit
+//! platforms: by a process where the engine is on this machine, by a container of the engine where it is not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_common::{Grade, Platform};
 
 use super::{Probe, elf, text};
 
 impl Probe {
-    /// Asks this machine, where the engine is on it.
+    /// Programs that an engine on another machine is to run, before [`Self::grades`] can say how it runs their platforms.
     #[must_use]
-    pub fn grades(&self, listed: &[Platform]) -> BTreeMap<Platform, Grade> {
+    pub fn trials(&self, listed: &[Platform]) -> Vec<(Platform, Vec<u8>)> {
+        let own = listed.first().filter(|_| !self.local);
+        let candidates = own.map(half_width).unwrap_or_default();
+        candidates.into_iter().filter_map(|platform| Some((platform.clone(), elf::program(&platform)?))).collect()
+    }
+
+    /// Asks this machine, where the engine is on it; else `ran` has the platforms whose trials went well, and whatever
+    /// else the engine lists counts as emulated.
+    #[must_use]
+    pub fn grades(&self, listed: &[Platform], ran: &BTreeSet<Platform>) -> BTreeMap<Platform, Grade> {
         if self.local {
             grade_all(listed, runs_here, |platform| self.has_lasting_handler(platform))
         } else {
-            grade_all(listed, |_| false, |_| true)
+            grade_all(listed, |platform| ran.contains(platform), |_| true)
         }
     }
 
@@ -161,6 +170,20 @@ mod tests {
                 "linux/arm64 native"
             ]
         );
+    }
+
+    #[test]
+    fn an_engine_elsewhere_is_graded_by_its_trials() {
+        let listed = platforms(&["linux/arm64", "linux/arm/v7", "linux/riscv64"]);
+        let probe = Probe::new(false, None);
+        let trials: Vec<_> = probe.trials(&listed).into_iter().map(|(platform, _)| platform.to_string()).collect();
+        assert_eq!(trials, ["linux/arm/v7", "linux/arm/v6", "linux/arm/v5"]);
+        let ran = platforms(&["linux/arm/v7", "linux/arm/v6"]).into_iter().collect();
+        assert_eq!(
+            shown(&probe.grades(&listed, &ran)),
+            ["linux/arm/v6 compat", "linux/arm/v7 compat", "linux/arm64 native", "linux/riscv64 emulated"]
+        );
+        assert!(Probe::new(true, None).trials(&listed).is_empty(), "here the CPU is asked directly");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What the tests against real engines share: the bed's engines, trees from text, jobs, and a look into the registry.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
     net::TcpStream,
+    path::PathBuf,
     process::Command,
     sync::{Arc, Mutex},
     time::Duration,
@@ -25,6 +27,13 @@ use tokio_util::sync::CancellationToken;
 /// Set by `tests/run.sh`, from `bed.env`.
 pub fn bed(key: &str) -> String {
     env::var(key).unwrap_or_else(|_| panic!("{key} is not set: run through tests/run.sh"))
+}
+
+/// The interpreter that the bed's handlers use.
+pub fn qemu(architecture: &str) -> PathBuf {
+    let cache = env::var_os("KILN_BED_CACHE").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").expect("a home")).join(".cache/kiln-bed"));
+    cache.join("qemu-v1/bin").join(format!("qemu-{architecture}"))
 }
 
 /// Every engine that the bed has, by name.
