@@ -219,27 +219,30 @@ pub fn unreachable_behind(status: &tonic::Status) -> Option<Unreachable> {
 pub fn certificate_refused_behind(status: &tonic::Status) -> Option<&'static str> {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(rustls::Error::AlertReceived(alert)) = inner.and_then(|inner| inner.downcast_ref()) {
-            return refusal_of_certificate(*alert);
+        if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            return refusal_of_certificate(inner);
         }
         source = error.source();
     }
     None
 }
 
-#[allow(clippy::wildcard_enum_match_arm)] // Alerts on anything but certificates.
-const fn refusal_of_certificate(alert: rustls::AlertDescription) -> Option<&'static str> {
-    match alert {
-        rustls::AlertDescription::CertificateExpired => Some("the certificate has expired"),
-        rustls::AlertDescription::UnknownCA => Some("the certificate is of another farm"),
-        rustls::AlertDescription::BadCertificate
-        | rustls::AlertDescription::UnsupportedCertificate
-        | rustls::AlertDescription::CertificateRevoked
-        | rustls::AlertDescription::CertificateUnknown
-        | rustls::AlertDescription::DecryptError => Some("the certificate is not the farm's"),
-        _ => None,
-    }
+/// Of an error that came through h2 only the text is left.
+fn refusal_of_certificate(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Option<&'static str> {
+    use rustls::AlertDescription as Alert;
+    const REFUSALS: [(Alert, &str); 7] = [
+        (Alert::CertificateExpired, "the certificate has expired"),
+        (Alert::UnknownCA, "the certificate is of another farm"),
+        (Alert::BadCertificate, NOT_THE_FARMS),
+        (Alert::UnsupportedCertificate, NOT_THE_FARMS),
+        (Alert::CertificateRevoked, NOT_THE_FARMS),
+        (Alert::CertificateUnknown, NOT_THE_FARMS),
+        (Alert::DecryptError, NOT_THE_FARMS),
+    ];
+    const NOT_THE_FARMS: &str = "the certificate is not the farm's";
+    let text = error.to_string();
+    let told = |alert: &Alert| rustls::Error::AlertReceived(*alert).to_string() == text;
+    REFUSALS.iter().find(|(alert, _)| told(alert)).map(|(_, problem)| *problem)
 }
 
 impl tower::Service<Uri> for Dialer {

@@ -14,7 +14,7 @@ use std::{
 use futures_util::Stream;
 use kiln_common::limits;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
@@ -31,6 +31,10 @@ const ACCEPT_QUEUE: usize = 64;
 
 /// How long to leave a listener alone that cannot accept, for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How much of a refused client's words, and for how long, is read until it has read why it is refused.
+const DRAINED_BYTES: u64 = 64 * 1024;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection whose handshake is done; counts against the bound for as long as it lives.
 #[derive(Debug)]
@@ -100,7 +104,25 @@ fn certificate_problem(error: &io::Error) -> Option<String> {
 
 async fn shake_hands(stream: TcpStream, tls: &TlsAcceptor) -> io::Result<TlsStream<TcpStream>> {
     stream.set_nodelay(true)?;
-    tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, tls.accept(stream)).await?
+    match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, tls.accept(stream).into_fallible()).await? {
+        Ok(stream) => Ok(stream),
+        Err((error, stream)) => {
+            let_alert_arrive(stream).await;
+            Err(error)
+        }
+    }
+}
+
+/// A socket that is closed with bytes unread is reset, and the client then never reads the alert that says why (RFC 1122,
+/// section 4.2.2.13). With TLS 1.3 it has sent its first request by the time it is refused.
+async fn let_alert_arrive(mut stream: TcpStream) {
+    let draining = async {
+        stream.shutdown().await?;
+        let mut rest = (&mut stream).take(DRAINED_BYTES);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    // The connection has failed in any case.
+    drop(tokio::time::timeout(DRAIN_TIMEOUT, draining).await);
 }
 
 impl Connected for Connection {
