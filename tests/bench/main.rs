@@ -2,7 +2,8 @@
 //!
 //! `tests/run.sh --bench` brings up the bed and runs this with release binaries. Every scenario prints the medians, their
 //! ratio, and the ratio that Kiln is held against; a ratio above its bound makes the exit code 1.
-//! `KILN_BENCH_ONLY=context,cached` runs some scenarios alone, `KILN_BENCH_RUNS` says how often.
+//! `KILN_BENCH_ONLY=context,cached` runs some scenarios alone, `KILN_BENCH_RUNS` says how often. Without an engine and a
+//! peer: `rate` and `idle`, see [`wire`].
 
 mod context_tree;
 mod farm;
@@ -10,10 +11,11 @@ mod forwarder;
 mod merge;
 mod peer;
 mod report;
+mod wire;
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use context_tree::ContextTree;
 use farm::BenchFarm;
 use harness::{Bed, bed::EngineKind};
@@ -23,7 +25,8 @@ use report::Report;
 const FOUR: &str = "linux/amd64,linux/arm64,linux/arm/v7,linux/arm/v6";
 const ONE: &str = "linux/amd64";
 
-const SCENARIOS: [&str; 5] = ["memory", "cached", "steps", "context", "merge"];
+const ON_AN_ENGINE: [&str; 5] = ["memory", "cached", "steps", "context", "merge"];
+const OVER_THE_WIRE: [&str; 2] = ["rate", "idle"];
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,40 +35,58 @@ fn main() -> anyhow::Result<()> {
     {
         return merge::once(rest);
     }
+    if let [crowd, token, workers] = arguments.as_slice()
+        && crowd == "crowd"
+    {
+        return wire::crowd(token, workers.parse()?);
+    }
     let chosen = chosen()?;
+    let mut report = Report::default();
+    if chosen.contains("rate") {
+        wire::run(wire::steady_rate(&mut report)).context("builds at a steady rate")?;
+    }
+    if chosen.contains("idle") {
+        wire::run(wire::idle_workers(&mut report)).context("idle workers")?;
+    }
+    if ON_AN_ENGINE.iter().any(|name| chosen.contains(*name)) {
+        beside_buildx(&chosen, &mut report)?;
+    }
+    report.finish()
+}
+
+fn beside_buildx(chosen: &BTreeSet<String>, report: &mut Report) -> anyhow::Result<()> {
     let runs = std::env::var("KILN_BENCH_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(7);
     let engine = Bed.engine(EngineKind::Docker28).expect("docker 28");
     let folder = tempfile::Builder::new().prefix("kiln-bench-").tempdir()?;
-    let mut report = Report::default();
     if chosen.contains("merge") {
-        merge::compare(folder.path(), runs, &mut report)?;
+        merge::compare(folder.path(), runs, report)?;
     }
-    if chosen.iter().eq(["merge"]) {
-        return report.finish();
+    if !ON_AN_ENGINE.iter().any(|name| *name != "merge" && chosen.contains(*name)) {
+        return Ok(());
     }
     let peer = Buildx::start(&engine, folder.path())?;
     let farm = BenchFarm::start(&engine, folder.path())?;
     if chosen.contains("memory") {
-        idle_memory(&farm, &mut report)?;
+        idle_memory(&farm, report)?;
     }
     if chosen.contains("cached") {
-        all_cached(&farm, &peer, runs, &mut report)?;
+        all_cached(&farm, &peer, runs, report)?;
     }
     if chosen.contains("steps") {
-        uncached_steps(&farm, &peer, runs, &mut report)?;
+        uncached_steps(&farm, &peer, runs, report)?;
     }
     if chosen.contains("context") {
-        large_context(&farm, &peer, folder.path(), runs, &mut report)?;
+        large_context(&farm, &peer, folder.path(), runs, report)?;
     }
-    peak_memory(&farm, &mut report)?;
-    report.finish()
+    peak_memory(&farm, report)
 }
 
 fn chosen() -> anyhow::Result<BTreeSet<String>> {
-    let Ok(names) = std::env::var("KILN_BENCH_ONLY") else { return Ok(SCENARIOS.map(str::to_owned).into()) };
+    let known: Vec<&str> = OVER_THE_WIRE.into_iter().chain(ON_AN_ENGINE).collect();
+    let Ok(names) = std::env::var("KILN_BENCH_ONLY") else { return Ok(known.into_iter().map(str::to_owned).collect()) };
     let names: BTreeSet<String> = names.split(',').map(str::to_owned).collect();
-    if let Some(unknown) = names.iter().find(|name| !SCENARIOS.contains(&name.as_str())) {
-        bail!("KILN_BENCH_ONLY names `{unknown}`; there are {}", SCENARIOS.join(", "));
+    if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!("KILN_BENCH_ONLY names `{unknown}`; there are {}", known.join(", "));
     }
     Ok(names)
 }

@@ -1,28 +1,23 @@
 //! The coordinator over the wire: real processes, TLS, the store on disk, workers that only pretend to build.
 //!
 //! ```text
-//! this process: submits        kiln-coordinator        `bench-wire crowd`: simulated workers
+//! this process: submits        kiln-coordinator        `bench crowd`: simulated workers
 //! ```
 //! Two scenarios: builds at a steady rate, timed from the moment at which a submit is due to the moment at which a worker
-//! has the assignment; and a farm of idle workers, weighed. `cargo run --release -p kiln-tests --bin bench-wire` needs
-//! `kiln-coordinator` built in the same profile. Every leg ends as its user's own failure: no registry is measured.
-//!
-//! `KILN_WIRE_RATE`, `_SECONDS`, `_WORKERS` (idle ones) and `_ONLY` (`rate` or `idle`) change what is measured.
+//! has the assignment; and a farm of idle workers, weighed. Every leg ends as its user's own failure: no registry is
+//! measured. `KILN_WIRE_RATE`, `_SECONDS` and `_WORKERS` (idle ones) change what is measured.
 
 mod coordinator;
 mod crowd;
-#[path = "../report.rs"]
-#[allow(dead_code, reason = "shared with the other benchmark, which compares pairs")]
-mod report;
 mod submit;
 mod worker;
 
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use coordinator::Coordinator;
-use crowd::Crowd;
-use report::Report;
+
+use self::{coordinator::Coordinator, crowd::Crowd};
+use super::report::Report;
 
 /// Workers and slots of the first scenario: room for all that runs at once, as in a farm that is not overloaded.
 const BUILDERS: usize = 100;
@@ -32,30 +27,19 @@ const WARM_UP: Duration = Duration::from_secs(3);
 const SETTLE: Duration = Duration::from_secs(20);
 const WEIGH: Duration = Duration::from_secs(30);
 
-fn main() -> anyhow::Result<()> {
+/// The whole life of the process that simulates workers.
+pub fn crowd(token: &str, workers: usize) -> anyhow::Result<()> {
+    run(worker::serve(token, workers))
+}
+
+/// Runs a scenario.
+pub fn run(scenario: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     raise_file_limit()?;
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => runtime.block_on(measure()),
-        ["crowd", token, workers] => runtime.block_on(worker::serve(token, workers.parse()?)),
-        _ => anyhow::bail!("bench-wire takes no arguments; see the KILN_WIRE_ variables in its source"),
-    }
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(scenario)
 }
 
-async fn measure() -> anyhow::Result<()> {
-    let only = std::env::var("KILN_WIRE_ONLY").unwrap_or_default();
-    let mut report = Report::default();
-    if only != "idle" {
-        steady_rate(&mut report).await.context("builds at a steady rate")?;
-    }
-    if only != "rate" {
-        idle_workers(&mut report).await.context("idle workers")?;
-    }
-    report.finish()
-}
-
-async fn steady_rate(report: &mut Report) -> anyhow::Result<()> {
+/// Builds at a steady rate.
+pub async fn steady_rate(report: &mut Report) -> anyhow::Result<()> {
     let (rate, seconds) = (number("KILN_WIRE_RATE", 1_000)?, number("KILN_WIRE_SECONDS", 20)?);
     let coordinator = Coordinator::start()?;
     let mut crowd = Crowd::gather(&coordinator, BUILDERS).await?;
@@ -95,7 +79,8 @@ async fn steady_rate(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn idle_workers(report: &mut Report) -> anyhow::Result<()> {
+/// A farm of workers with nothing to do.
+pub async fn idle_workers(report: &mut Report) -> anyhow::Result<()> {
     let workers = usize::try_from(number("KILN_WIRE_WORKERS", 10_000)?)?;
     let coordinator = Coordinator::start()?;
     let empty = coordinator.memory("VmRSS")?;
