@@ -16,6 +16,9 @@ use super::{
 /// Packs that are written before the index lists them, all at once.
 const PACKS_PER_COMMIT: usize = 32;
 
+/// Packs of one upload on their way to the disk while the next one fills: each waits for its own sync.
+const PACKS_BEING_WRITTEN: usize = 3;
+
 /// What an upload added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stored {
@@ -88,7 +91,7 @@ impl Upload {
 
     async fn add(&mut self, id: ChunkId, bytes: Bytes) -> Result<(), ContextsError> {
         if self.open.is_none() {
-            self.wait_for_packs(1).await?;
+            self.wait_for_packs(PACKS_BEING_WRITTEN).await?;
             let permit = self.contexts.memory.clone().acquire_owned().await.map_err(|_| ContextsError::Interrupted)?;
             self.open = Some((PackBuilder::default(), permit));
         }

@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use futures_util::future::join_all;
 use kiln_common::BuildId;
 use kiln_scheduler::{Event, effect::PublishJob, record::Published};
 use tokio::{sync::Semaphore, task::JoinHandle};
@@ -126,11 +127,12 @@ impl One {
             PublishOutcome::Failed { published, .. } => published.as_ref(),
         };
         let Some(Published { digest, tags, .. }) = published else { return };
-        for tag in tags {
+        let moves = tags.iter().map(|tag| {
             let detail = format!("to {digest} for build {build}");
-            // The trail has logged why.
-            drop(self.trail.record(Who::farm().did(Action::TagMove, Object::Tag(tag.clone()), detail)).await);
-        }
+            self.trail.record(Who::farm().did(Action::TagMove, Object::Tag(tag.clone()), detail))
+        });
+        // All at once, for one transaction. The trail has logged why one failed.
+        drop(join_all(moves).await);
     }
 
     async fn publish(&self, job: PublishJob) -> PublishOutcome {
