@@ -117,7 +117,7 @@ async fn handle(
     let path = uri.path().to_owned();
     content.log.push(format!("{method} {path}"));
     if path == "/token" {
-        return token(&content, &headers);
+        return token(&content, &method, &headers, &body);
     }
     let is_open = content.login.is_none() || headers.get("authorization").is_some_and(|value| value == "Bearer good");
     if !is_open {
@@ -142,9 +142,17 @@ async fn handle(
     answer(&mut content, &method, &uri, &headers, body)
 }
 
-fn token(content: &Content, headers: &HeaderMap) -> Response<Body> {
+/// By user and password, or for an identity token, which is the password (distribution, "Docker Registry v2 authentication").
+fn token(content: &Content, method: &Method, headers: &HeaderMap, body: &Bytes) -> Response<Body> {
     use base64::{Engine, engine::general_purpose::STANDARD};
     let (user, password) = content.login.clone().expect("a login");
+    if *method == Method::POST {
+        let form = String::from_utf8_lossy(body);
+        let asks = form.contains("grant_type=refresh_token") && form.contains("scope=repository%3Aa%3Apull%2Cpush");
+        let knows = form.contains(&format!("refresh_token={password}"));
+        let answer = if knows { r#"{"access_token":"good"}"# } else { r#"{"error":"invalid_grant"}"# };
+        return reply(if asks && knows { 200 } else { 401 }, &[], Bytes::from_static(answer.as_bytes()));
+    }
     let good = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
     let knows = headers.get("authorization").is_some_and(|value| value == good.as_str());
     let body = if knows { r#"{"token":"good"}"# } else { r#"{"token":"anonymous"}"# };

@@ -24,6 +24,8 @@ mod verify;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod tags_tests;
 #[cfg(test)]
 mod tests;

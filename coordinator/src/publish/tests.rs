@@ -271,6 +271,23 @@ async fn a_token_is_fetched_once_for_all_calls_and_wrong_credentials_are_named()
 }
 
 #[tokio::test]
+async fn an_identity_token_is_traded_for_an_access_token() {
+    let fake = Fake::start().await;
+    fake.require_login("<token>", "identity");
+    let leg = push_leg(&fake, &["a"], "linux/amd64", OCI_MANIFEST);
+    let credential = |token: &str| RegistryCredential {
+        host: fake.host.clone(),
+        username: "<token>".into(),
+        password: Zeroizing::default(),
+        identity_token: Zeroizing::new(token.into()),
+    };
+    let this = job(spec(&["linux/amd64"], &[format!("{}/a:1", fake.host)]), vec![leg]);
+    let (_, message) = failed(run_as(this.clone(), vec![credential("revoked")]).await);
+    assert!(message.contains("does not allow to log in") && !message.contains("revoked"), "{message}");
+    succeeded(run_as(this, vec![credential("identity")]).await);
+}
+
+#[tokio::test]
 async fn an_abandoned_publish_moves_nothing() {
     let fake = Fake::start().await;
     let leg = push_leg(&fake, &["a"], "linux/amd64", OCI_MANIFEST);

@@ -5,9 +5,11 @@ use kiln_common::BuildSpec;
 use kiln_scheduler::effect::PublishJob;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use super::{key::tests::pem, *};
 use crate::{
+    credentials::RegistryCredential,
     driver::publisher::{PublishOutcome, Publisher},
     publish::{
         RegistryPublisher,
@@ -65,6 +67,29 @@ async fn the_index_and_its_children_are_signed_in_every_repository_before_a_tag_
     let last = |part: &str| log.iter().rposition(|line| line.starts_with("PUT") && line.contains(part)).expect(part);
     assert!(last(".sig") < first("/a/manifests/1").min(first("/b/manifests/1")));
     assert!(last(&signature::tag(&job.legs[1].image.digest)) < first(&signature::tag(&published.digest)));
+}
+
+#[tokio::test]
+async fn several_registries_get_the_same_version_and_its_signatures_each_with_its_own_login() {
+    let (open, closed) = (Fake::start().await, Fake::start().await);
+    closed.require_login("kiln", "hunter2");
+    let leg = push_leg(&open, &["a"], "linux/arm64", OCI_MANIFEST);
+    assert_eq!(push_leg(&closed, &["team/b"], "linux/arm64", OCI_MANIFEST), leg);
+    let tags = [format!("{}/a:1", open.host), format!("{}/team/b:1", closed.host)];
+    let credential = RegistryCredential {
+        host: closed.host.clone(),
+        username: "kiln".into(),
+        password: Zeroizing::new("hunter2".into()),
+        identity_token: Zeroizing::default(),
+    };
+    let this = job(spec(&["linux/arm64"], &tags), vec![leg]);
+    let outcome = publisher().publish(this, vec![credential], CancellationToken::new()).await;
+    let published = succeeded(outcome);
+    assert_eq!(published.tags, tags);
+    for (fake, repository) in [(&open, "a"), (&closed, "team/b")] {
+        assert!(fake.manifest(repository, "1").is_some());
+        assert!(fake.manifest(repository, &signature::tag(&published.digest)).is_some());
+    }
 }
 
 #[tokio::test]
