@@ -55,3 +55,32 @@ fn versions_are_compared_and_one_is_removed_with_what_nobody_else_needs() {
     assert_eq!(serde_json::from_str::<Value>(&left).expect("JSON")["versions"].as_array().expect("versions").len(), 1);
     says(&farm.fail(2, &["images", "rm", &one]), &["does not exist"]);
 }
+
+#[test]
+fn a_child_that_any_index_refers_to_survives_the_removal_of_its_version() {
+    let farm = docker28();
+    let repository = repository("kept");
+    let (one, moved) = (format!("{repository}:1"), format!("{repository}:moved"));
+    let stages = |arm: &str, amd: &str| {
+        format!(
+            "FROM busybox AS base-amd64\nLABEL version={amd}\nFROM busybox AS base-arm64\nLABEL version={arm}\nFROM base-${{TARGETARCH}}\n"
+        )
+    };
+    build(&farm, &[&one], &stages("1", "1"));
+    let (amd64, arm64) = (children(&one)[0].clone(), children(&one)[1].clone());
+    // Somebody else's index has the one child; a version of the farm that lost its tag has the other.
+    let oras = std::env::var("KILN_BED_ORAS").expect("KILN_BED_ORAS");
+    let create = ["manifest", "index", "create", "--plain-http", &format!("{repository}:theirs"), &amd64];
+    let output = std::process::Command::new(oras).args(create).output().expect("oras runs");
+    assert!(output.status.success(), "{}", harness::farm::text(&output));
+    build(&farm, &[&moved], &stages("1", "2"));
+    let untagged = registry::inspect_raw(&moved);
+    assert_eq!(untagged["manifests"][1]["digest"], arm64.as_str());
+    build(&farm, &[&moved], &stages("2", "2"));
+    let said = farm.run(&["images", "rm", &one]);
+    says(&said, &["kept", &amd64, &arm64, "refers to it"]);
+    for child in [&amd64, &arm64] {
+        assert!(registry::exists(&format!("{repository}@{child}")), "{child}");
+    }
+    assert!(!registry::exists(&one));
+}
