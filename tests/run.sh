@@ -30,6 +30,7 @@ usage: tests/run.sh [--quick | --bench | --help]
 Logs are in target/test-logs. The last line is `N passed, N failed`; the exit code is 0 when none failed.
 KILN_TEST_THREADS (default 2) is how many end-to-end tests run at once.
 KILN_TEST_SEED (default 1) is where the property tests start; empty means somewhere else each time.
+KILN_FUZZ_RUNS (default 1500) is how many mutations each parser gets, KILN_FUZZ_SEED (default 1) where they start.
 KILN_BENCH_ONLY=rate,idle,memory,cached,steps,context,merge measures some of these alone; KILN_BENCH_RUNS (default 7) says how often.
 USAGE
 }
