@@ -10,9 +10,7 @@ use serde_json::{Value, json};
 use super::{
     fake::Fake,
     manifest::{OCI_INDEX, OCI_MANIFEST},
-    registry::sha256,
-    tests::{archive, failed, job, push_leg, push_leg_with, run, spec},
-    *,
+    tests::{archive, failed, job, push_leg, push_leg_with, run, spec, succeeded},
 };
 
 /// Publishes a leg whose manifest is this, and says why that failed.
@@ -107,8 +105,7 @@ async fn layers_that_blow_up_or_play_tricks_with_paths_are_refused() {
 
     // Cut short in the middle of the header: nothing runs it, and nothing is taken for more than it says.
     let cut = archive(&[("bin/cut", &program[..30])]);
-    let leg = push_leg_with(&fake, &["a"], "linux/amd64", OCI_MANIFEST, cut.clone());
-    assert_eq!(sha256(&cut).to_string().len(), 71);
+    let leg = push_leg_with(&fake, &["a"], "linux/amd64", OCI_MANIFEST, cut);
     let tags = [format!("{}/a:2", fake.host)];
-    super::tests::succeeded(run(job(spec(&["linux/amd64"], &tags), vec![leg])).await);
+    succeeded(run(job(spec(&["linux/amd64"], &tags), vec![leg])).await);
 }
