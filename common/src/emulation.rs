@@ -34,7 +34,7 @@ impl fmt::Display for Grade {
 }
 
 /// When a task may run emulated.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EmulationPolicy {
     /// When it is predicted to finish earlier than on a native worker; native is preferred within 20 %.

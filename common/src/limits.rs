@@ -126,8 +126,14 @@ pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 pub const PATIENCE_RANGE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// Signs of life that a worker sends within its lease.
 pub const HEARTBEATS_PER_LEASE: u32 = 4;
-/// Tries of one task after infrastructure failures.
-pub const ATTEMPTS_PER_TASK: u32 = 3;
+/// How often a task is tried again after infrastructure failures: so many retries, one try more.
+pub const RETRIES_PER_TASK: u32 = 3;
+/// Builds that ask for the same and share their legs; more form a group of their own.
+pub const SHARING_BUILDS: usize = 64;
+/// Workers that the explanation of one task names one by one; all are counted.
+pub const EXPLAINED_WORKERS: usize = 200;
+/// Workers that it names with each answer.
+pub const EXPLAINED_NAMES: usize = 5;
 
 // Identity.
 /// Life of the coordinator's and the workers' certificates; renewed after two thirds.

@@ -1,18 +1,18 @@
 //! Platforms, normalised as containerd does (`containerd/platforms`, `normalizeArch`): `linux/arm64/v8` is
 //! `linux/arm64`, `linux/arm` is `linux/arm/v7`, and matching is exact by variant.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 /// An operating system, an architecture and, where the architecture has them, a variant (OCI image-spec, image-index.md).
+/// Cheap to clone: every leg, every attempt and every assignment carries one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Platform {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
-}
+pub struct Platform(
+    /// `os/architecture[/variant]`, normalised.
+    Arc<str>,
+);
 
 /// The text is not a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,48 +38,55 @@ impl Platform {
                 return Err(InvalidPlatform { text: text(), problem });
             }
         }
-        let (architecture, variant) =
-            normalize(&architecture.to_ascii_lowercase(), variant.map(str::to_ascii_lowercase).as_deref());
-        Ok(Self { os: normalize_os(&os.to_ascii_lowercase()).to_owned(), architecture, variant })
+        let (architecture, variant) = (architecture.to_ascii_lowercase(), variant.map(str::to_ascii_lowercase));
+        let (architecture, variant) = normalize(&architecture, variant.as_deref());
+        Ok(Self::of(normalize_os(&os.to_ascii_lowercase()), architecture, variant))
+    }
+
+    fn of(os: &str, architecture: &str, variant: Option<&str>) -> Self {
+        Self(match variant {
+            Some(variant) => format!("{os}/{architecture}/{variant}").into(),
+            None => format!("{os}/{architecture}").into(),
+        })
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     #[must_use]
     pub fn os(&self) -> &str {
-        &self.os
+        self.part(0).unwrap_or_default()
     }
 
     /// The Go architecture name (`GOARCH`), as the OCI image-spec asks.
     #[must_use]
     pub fn architecture(&self) -> &str {
-        &self.architecture
+        self.part(1).unwrap_or_default()
     }
 
     #[must_use]
     pub fn variant(&self) -> Option<&str> {
-        self.variant.as_deref()
+        self.part(2)
+    }
+
+    fn part(&self, number: usize) -> Option<&str> {
+        self.0.split('/').nth(number)
     }
 
     /// The platforms that an engine which runs `self` natively runs with the same instructions: an armv7 CPU also runs
     /// v6 and v5 code, never the other way round.
     #[must_use]
     pub fn implied(&self) -> Vec<Self> {
-        let older = |variants: &[&str]| {
-            variants
-                .iter()
-                .map(|variant| Self { variant: Some((*variant).to_owned()), ..self.clone() })
-                .collect::<Vec<_>>()
+        let older: &[_] = match (self.architecture(), self.variant()) {
+            ("arm", Some("v8" | "v7")) => &[Some("v6"), Some("v5")],
+            ("arm", Some("v6")) => &[Some("v5")],
+            ("amd64", Some("v2")) => &[None],
+            ("amd64", Some("v3" | "v4")) => &[Some("v2"), None],
+            _ => &[],
         };
-        match (self.architecture.as_str(), self.variant.as_deref()) {
-            ("arm", Some("v8" | "v7")) => older(&["v6", "v5"]),
-            ("arm", Some("v6")) => older(&["v5"]),
-            ("amd64", Some("v2")) => vec![Self { variant: None, ..self.clone() }],
-            ("amd64", Some("v3" | "v4")) => {
-                let mut all = older(&["v2"]);
-                all.push(Self { variant: None, ..self.clone() });
-                all
-            }
-            _ => Vec::new(),
-        }
+        older.iter().map(|variant| Self::of(self.os(), self.architecture(), *variant)).collect()
     }
 }
 
@@ -102,8 +109,8 @@ fn normalize_os(os: &str) -> &str {
     }
 }
 
-fn normalize(architecture: &str, variant: Option<&str>) -> (String, Option<String>) {
-    let (architecture, variant) = match (architecture, variant) {
+fn normalize<'a>(architecture: &'a str, variant: Option<&'a str>) -> (&'a str, Option<&'a str>) {
+    match (architecture, variant) {
         ("i386" | "386", _) => ("386", None),
         ("x86_64" | "x86-64" | "amd64", Some("v1")) => ("amd64", None),
         ("x86_64" | "x86-64" | "amd64", variant) => ("amd64", variant),
@@ -116,8 +123,7 @@ fn normalize(architecture: &str, variant: Option<&str>) -> (String, Option<Strin
         ("arm", Some("6")) => ("arm", Some("v6")),
         ("arm", Some("8")) => ("arm", Some("v8")),
         other => other,
-    };
-    (architecture.to_owned(), variant.map(str::to_owned))
+    }
 }
 
 impl FromStr for Platform {
@@ -142,8 +148,7 @@ impl FromStr for Platform {
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
+        f.pad(&self.0)
     }
 }
 
@@ -179,7 +184,10 @@ mod tests {
             ("linux/i386", "linux/386"),
             ("windows/amd64", "windows/amd64"),
         ] {
-            assert_eq!(written.parse::<Platform>().expect(written).to_string(), normal);
+            let platform = written.parse::<Platform>().expect(written);
+            assert_eq!(platform.as_str(), normal);
+            let parts = [Some(platform.os()), Some(platform.architecture()), platform.variant()];
+            assert_eq!(parts.into_iter().flatten().collect::<Vec<_>>().join("/"), normal);
         }
     }
 

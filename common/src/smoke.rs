@@ -6,7 +6,7 @@ use crate::{Platform, limits};
 
 /// What to run and what it has to print. Both are templates: `{os}`, `{arch}`, `{variant}` and `{goarch}` stand for the
 /// parts of the leg's platform.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Smoke {
     /// Words as a shell separates and quotes them; no shell runs them, for the image may have none.
     pub command: String,

@@ -101,6 +101,9 @@ pub struct BuildSpec {
     pub priority: i32,
     /// From submit to final state.
     pub timeout: Duration,
+    /// How long a leg may wait for a worker before it fails; `None`: as long as the build lasts.
+    #[serde(default)]
+    pub queue_timeout: Option<Duration>,
     /// Who shares the farm fairly; the first tag's repository unless named.
     pub project: String,
     /// Where the source came from, for people: a path, a URL with its commit.
@@ -108,14 +111,14 @@ pub struct BuildSpec {
     pub source: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Dockerfile {
     pub tree: ContextDigest,
     /// The file's name within the tree.
     pub filename: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NamedContext {
     /// A tree that the client uploaded.
@@ -132,7 +135,7 @@ pub struct PlatformRequest {
 }
 
 /// Where an annotation goes (buildx's `--annotation` prefixes).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnnotationScope {
     Index,
@@ -142,7 +145,7 @@ pub enum AnnotationScope {
     ManifestDescriptor(Option<Platform>),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Annotation {
     pub scope: AnnotationScope,
     pub key: String,
@@ -150,13 +153,13 @@ pub struct Annotation {
 }
 
 /// One `--cache-from` or `--cache-to`: `type=registry,ref=...`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CacheOption {
     pub kind: CacheKind,
     pub attributes: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheKind {
     Registry,
@@ -164,7 +167,7 @@ pub enum CacheKind {
 }
 
 /// The network of RUN steps.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkMode {
     #[default]
@@ -173,7 +176,7 @@ pub enum NetworkMode {
     Host,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AddHost {
     pub name: String,
     /// `None` is Docker's `host-gateway`.
@@ -181,14 +184,14 @@ pub struct AddHost {
 }
 
 /// `--ulimit NAME=SOFT[:HARD]`; -1 is unlimited.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ulimit {
     pub name: String,
     pub soft: i64,
     pub hard: i64,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MediaTypes {
     #[default]
@@ -208,7 +211,7 @@ pub enum Verify {
 }
 
 /// How new layers are compressed; those of base images stay as they are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// The engine's own, which is gzip.
@@ -308,6 +311,7 @@ impl BuildSpec {
             required_labels: BTreeMap::new(),
             priority: 0,
             timeout: limits::BUILD_TIMEOUT_DEFAULT,
+            queue_timeout: None,
             project: String::new(),
             source: String::new(),
         }
@@ -508,6 +512,9 @@ impl BuildSpec {
             if let Err(error) = PatternMatcher::new(&[pattern]) {
                 violations.push(Violation::new(format!("spec.verify_allow[{at}]"), error));
             }
+        }
+        if self.queue_timeout.is_some_and(|wait| wait.is_zero() || wait > limits::BUILD_TIMEOUT_MAX) {
+            violations.push(Violation::new("spec.queue_timeout", "must be more than nothing and at most 48h"));
         }
         for (field, options) in [("cache_from", &self.cache_from), ("cache_to", &self.cache_to)] {
             for (at, option) in options.iter().enumerate() {
@@ -769,6 +776,8 @@ mod tests {
         let value = BTreeMap::from([("K".to_owned(), "x".repeat(limits::VALUE_BYTES + 1))]);
         assert_eq!(fields(&BuildSpec { build_args: value, ..spec() }), ["spec.build_args[K]"]);
         assert_eq!(fields(&BuildSpec { priority: 11, ..spec() }), ["spec.priority"]);
+        let queue_timeout = Some(limits::BUILD_TIMEOUT_MAX + Duration::from_secs(1));
+        assert_eq!(fields(&BuildSpec { queue_timeout, ..spec() }), ["spec.queue_timeout"]);
         assert_eq!(fields(&BuildSpec { platforms: Vec::new(), ..spec() }), ["spec.platforms"]);
         assert_eq!(fields(&BuildSpec { tags: Vec::new(), ..spec() }), ["spec.tags"]);
     }

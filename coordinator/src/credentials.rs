@@ -113,6 +113,18 @@ impl BuildSecrets {
         bytes
     }
 
+    /// The registry credentials alone, in one order whatever order they came in; `None` without any.
+    #[must_use]
+    pub fn credentials_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
+        if self.credentials.is_empty() {
+            return None;
+        }
+        let mut each: Vec<_> =
+            self.credentials.iter().map(|one| Zeroizing::new(one.to_wire().encode_length_delimited_to_vec())).collect();
+        each.sort_unstable_by(|a, b| a.as_slice().cmp(b.as_slice()));
+        Some(Zeroizing::new(each.iter().flat_map(|one| one.iter().copied()).collect()))
+    }
+
     /// # Errors
     /// [`InvalidSecrets`] for bytes that [`Self::to_bytes`] did not make.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidSecrets> {
@@ -165,6 +177,17 @@ mod tests {
             .expect("sound");
         assert_eq!(BuildSecrets::from_bytes(&all.to_bytes()).expect("reads"), all);
         assert!(!format!("{all:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn credentials_are_the_same_in_any_order_and_only_then() {
+        let bytes = |hosts: &[&str]| {
+            let credentials = hosts.iter().map(|host| credential(host)).collect();
+            BuildSecrets::from_wire([], credentials).expect("sound").credentials_bytes()
+        };
+        assert_eq!(bytes(&["a.example", "b.example"]), bytes(&["b.example", "a.example"]));
+        assert_ne!(bytes(&["a.example"]), bytes(&["a.example", "b.example"]));
+        assert_eq!(bytes(&[]), None);
     }
 
     #[test]

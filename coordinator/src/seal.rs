@@ -17,7 +17,10 @@ use std::{
 
 use kiln_common::runtime::files::{self, FileError};
 use rand::RngCore;
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    hmac,
+};
 use zeroize::{Zeroize, Zeroizing};
 
 const VERSION: u8 = 1;
@@ -31,6 +34,8 @@ const FIRST_KEY: u32 = 1;
 #[derive(Clone)]
 pub struct Sealer {
     keys: Arc<BTreeMap<u32, LessSafeKey>>,
+    /// Of the first key, which stays: a mark is the same before and after the farm gets a newer one.
+    marking: hmac::Key,
 }
 
 /// Why nothing can be sealed or opened.
@@ -58,20 +63,22 @@ impl Sealer {
     /// # Errors
     /// [`SealError::File`], [`SealError::List`] or [`SealError::KeyFile`].
     pub fn open_key(path: &Path) -> Result<Self, SealError> {
-        let mut keys = BTreeMap::new();
+        let (mut keys, mut marking) = (BTreeMap::new(), None);
         for (number, path) in key_files(path)? {
             let malformed = || SealError::KeyFile { path: path.clone() };
             let text = Zeroizing::new(files::read_optional(&path, 256)?.ok_or_else(malformed)?);
             let mut key = Zeroizing::new([0; KEY_BYTES]);
             hex::decode_to_slice(text.trim_ascii(), &mut *key).map_err(|_| malformed())?;
+            marking.get_or_insert_with(|| marking_key(&*key));
             keys.insert(number, cipher(&*key)?);
         }
         if keys.is_empty() {
             let key = random_key();
             files::write_private(path, Zeroizing::new(hex::encode(*key)).as_bytes())?;
+            marking = Some(marking_key(&*key));
             keys.insert(FIRST_KEY, cipher(&*key)?);
         }
-        Ok(Self { keys: Arc::new(keys) })
+        Ok(Self { keys: Arc::new(keys), marking: marking.ok_or(SealError::Cipher)? })
     }
 
     /// `context` names the place where the value will lie.
@@ -87,6 +94,14 @@ impl Sealer {
         encrypt(wrapping, context, &*data_key, &mut sealed)?;
         encrypt(&cipher(&*data_key)?, context, plain, &mut sealed)?;
         Ok(sealed)
+    }
+
+    /// Equal for equal values, and of no use to whoever lacks the key (HMAC-SHA-256, RFC 2104).
+    #[must_use]
+    pub fn mark(&self, plain: &[u8]) -> [u8; 32] {
+        let mut mark = [0; 32];
+        mark.copy_from_slice(hmac::sign(&self.marking, plain).as_ref());
+        mark
     }
 
     /// # Errors
@@ -125,11 +140,18 @@ fn key_files(first: &Path) -> Result<Vec<(u32, PathBuf)>, SealError> {
         };
         found.extend(number.map(|number| (number, entry.path())));
     }
+    found.sort_unstable();
     Ok(found)
 }
 
 fn cipher(key: &[u8]) -> Result<LessSafeKey, SealError> {
     UnboundKey::new(&AES_256_GCM, key).map(LessSafeKey::new).map_err(|_| SealError::Cipher)
+}
+
+/// A key of its own, so that the sealing key has one use.
+fn marking_key(key: &[u8]) -> hmac::Key {
+    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"kiln: marks of registry credentials");
+    hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref())
 }
 
 fn random_key() -> Zeroizing<[u8; KEY_BYTES]> {
@@ -210,6 +232,18 @@ mod tests {
         assert_eq!(both.open(b"x", &old).expect("opened").as_slice(), b"old");
         let new = both.seal(b"x", b"new").expect("sealed");
         assert!(matches!(sealer.open(b"x", &new), Err(SealError::UnknownKey(2))));
+    }
+
+    #[test]
+    fn marks_tell_values_apart_and_outlast_a_restart_and_a_newer_key() {
+        let (folder, sealer) = sealer();
+        let mark = sealer.mark(b"hunter2");
+        assert_ne!(mark, sealer.mark(b"hunter3"));
+        files::write_private(&folder.path().join("seal.key.2"), "ab".repeat(32).as_bytes()).expect("second key");
+        let again = Sealer::open_key(&folder.path().join("seal.key")).expect("opens again");
+        assert_eq!(again.mark(b"hunter2"), mark);
+        let (_other_folder, other) = self::sealer();
+        assert_ne!(other.mark(b"hunter2"), mark, "another farm's key");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use kiln_common::BuildId;
+use kiln_scheduler::CredentialsMark;
 
 use crate::{
     credentials::{BuildSecrets, InvalidSecrets},
@@ -42,6 +43,13 @@ impl SecretStore {
     /// [`SealError`].
     pub fn seal(&self, build: BuildId, secrets: &BuildSecrets) -> Result<Vec<u8>, SealError> {
         self.sealer.seal(build.as_uuid().as_bytes(), &secrets.to_bytes())
+    }
+
+    /// Tells the build's registry credentials from others; `None` without any.
+    #[must_use]
+    pub fn mark(&self, secrets: &BuildSecrets) -> Option<CredentialsMark> {
+        let plain = secrets.credentials_bytes()?;
+        Some(CredentialsMark(hex::encode(self.sealer.mark(&plain)).into()))
     }
 
     /// What the build may know; nothing for a build without secrets, or one that is final.

@@ -66,7 +66,7 @@ async fn one_leg_is_its_own_manifest_under_the_tag() {
     let published = publish(&publisher, &registry, job(spec(&["linux/arm/v6"], &tags), vec![leg.clone()])).await;
     assert_eq!(published.digest, leg.image.digest);
     let (media_type, bytes) = registry.raw(&name, "1").await;
-    assert_eq!((media_type.as_str(), sha256(&bytes)), (MANIFEST, leg.image.digest));
+    assert_eq!((media_type.as_str(), sha256(&bytes)), (MANIFEST, leg.image.digest.clone()));
 }
 
 #[tokio::test]

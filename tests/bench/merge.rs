@@ -160,5 +160,5 @@ fn leg(text: &str) -> anyhow::Result<Leg> {
         size: size.parse()?,
         bases: Vec::new(),
     };
-    Ok(Leg { platform: platform.parse()?, image, grade: Grade::Native })
+    Ok(Leg { platform: platform.parse()?, image: image.into(), grade: Grade::Native })
 }

@@ -9,7 +9,13 @@ fn main() {
     let placements = usize::try_from(size("PLACEMENTS", 1_000_000)).unwrap_or(usize::MAX);
     let figures = placement::run(workers, waiting, placements);
     println!(
-        "{} workers, {} waiting: {} placements, {:.0} placements/s, longest handle {:?}, p99.9 {:?}",
-        figures.workers, figures.waiting, figures.placements, figures.per_second, figures.longest, figures.p999
+        "{} workers, {} waiting, {} placements: {:.0} placements/s; {:.0} legs/s from submit to publish; longest handle {:?}, p99.9 {:?}",
+        figures.workers,
+        figures.waiting,
+        figures.placements,
+        figures.placements_per_second,
+        figures.legs_per_second,
+        figures.longest,
+        figures.p999
     );
 }

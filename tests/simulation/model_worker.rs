@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use kiln_common::{AttemptId, BuildId, Timestamp};
+use kiln_common::{AttemptId, Timestamp};
 use kiln_scheduler::{
     WorkerRecord,
     event::{AttemptOutcome, WorkerStats},
     record::WorkerFacts,
 };
+
+use crate::oracle::Made;
 
 #[derive(Debug)]
 pub struct ModelWorker {
@@ -22,8 +24,13 @@ pub struct ModelWorker {
     /// The disk is full until then.
     pub full_until: Timestamp,
     pub throttled: bool,
+    /// Percent of the time that its tasks wait for memory and for the CPU.
+    pub memory_pressure: f64,
+    pub cpu_pressure: f64,
     /// The session that it believes it has.
     pub session: Option<u64>,
+    /// When that began.
+    pub session_since: Timestamp,
     pub jobs: BTreeMap<AttemptId, Job>,
     /// When its last message arrives: a session keeps its order.
     pub last_arrival: Timestamp,
@@ -31,7 +38,8 @@ pub struct ModelWorker {
 
 #[derive(Debug)]
 pub struct Job {
-    pub build: BuildId,
+    pub made: Made,
+    pub told_to_stop: bool,
     /// Set once it has ended, until the report is acknowledged.
     pub outcome: Option<AttemptOutcome>,
 }
@@ -46,7 +54,10 @@ impl ModelWorker {
             cut_until: Timestamp::default(),
             full_until: Timestamp::default(),
             throttled: false,
+            memory_pressure: 0.0,
+            cpu_pressure: 0.0,
             session: None,
+            session_since: Timestamp::default(),
             jobs: BTreeMap::new(),
             last_arrival: Timestamp::default(),
         }
@@ -54,7 +65,13 @@ impl ModelWorker {
 
     pub fn stats(&self, now: Timestamp) -> WorkerStats {
         let disk = if now < self.full_until { 0 } else { 1 << 40 };
-        WorkerStats { disk_available: Some(disk), throttled: self.throttled, ..WorkerStats::default() }
+        WorkerStats {
+            disk_available: Some(disk),
+            throttled: self.throttled,
+            memory_pressure: Some(self.memory_pressure),
+            cpu_pressure: Some(self.cpu_pressure),
+            ..WorkerStats::default()
+        }
     }
 
     /// It can do nothing at this moment.

@@ -1,11 +1,16 @@
 //! What an outside observer knows must hold, from the committed records and from what workers and registry saw.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use kiln_common::{BuildId, EmulationPolicy, TaskId, WorkerId};
+use kiln_common::{AttemptId, BuildId, BuildSpec, Digest, EmulationPolicy, TaskId, Timestamp, WorkerId};
 use kiln_scheduler::{
-    BuildRecord, TaskRecord, WorkerRecord,
+    BuildRecord, CredentialsMark, TaskRecord, WorkerRecord,
     effect::{Dispatch, PublishJob},
+    event::WorkerStats,
     invariants::check_transition,
     record::TaskState,
 };
@@ -42,13 +47,93 @@ impl Store {
     }
 }
 
+/// For whom a worker made an image: whose spec, and whose registry credentials.
+#[derive(Debug, Clone)]
+pub struct Made {
+    pub build: BuildId,
+    pub spec: Arc<BuildSpec>,
+    pub credentials: Option<CredentialsMark>,
+}
+
+/// What a worker said of itself, as the coordinator heard it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Heard {
+    disk_full: bool,
+    /// Above 30 % of the time until below 10 %.
+    short_of_memory: bool,
+}
+
+impl Heard {
+    pub fn hear(&mut self, stats: &WorkerStats) {
+        let mark = if self.short_of_memory { 10.0 } else { 30.0 };
+        self.short_of_memory = stats.memory_pressure.is_some_and(|pressure| pressure >= mark);
+        self.disk_full = stats.disk_available == Some(0);
+    }
+}
+
+/// A leg's image is its own build's, or one that the build would have got itself, with nothing that only another may read.
+pub fn check_given(store: &Store, made: &BTreeMap<Digest, Made>, task: &TaskRecord) -> Result<(), String> {
+    check_times(task)?;
+    let known = store.tasks.get(&task.id).is_some_and(|old| old.state == task.state);
+    let TaskState::Succeeded { image } = &task.state else { return Ok(()) };
+    if known {
+        return Ok(());
+    }
+    let (Some(build), Some(made)) = (store.builds.get(&task.build), made.get(&image.digest)) else {
+        return Err(format!("nobody made the image of {task:?}"));
+    };
+    let (own, other) = (&build.spec, &made.spec);
+    let is_private = |spec: &BuildSpec| !spec.secret_ids.is_empty() || spec.no_cache;
+    let is_same = build.credentials == made.credentials
+        && own.project == other.project
+        && own.tags == other.tags
+        && own.build_args == other.build_args
+        && own.provenance == other.provenance
+        && !is_private(own)
+        && !is_private(other);
+    if made.build == build.id || is_same {
+        Ok(())
+    } else {
+        Err(format!("{} was given an image that was made for {}: {build:?}, {made:?}", build.id, made.build))
+    }
+}
+
+/// A worker that has heard everything since then and was not told to stop the attempt works for somebody, or did so a moment
+/// ago.
+pub fn check_stopped(store: &Store, attempt: AttemptId, heard_since: Timestamp, now: Timestamp) -> Result<(), String> {
+    let named = |task: &&TaskRecord| task.attempt.as_ref().is_some_and(|known| known.id == attempt);
+    let tasks: Vec<_> = store.tasks.values().filter(named).collect();
+    let ended = tasks.iter().filter_map(|task| task.attempt.as_ref()?.finished_at).max();
+    let is_unwanted = !tasks.is_empty() && tasks.iter().all(|task| task.state == TaskState::Cancelled);
+    match ended {
+        Some(ended) if is_unwanted && heard_since < ended && now.since(ended) > Duration::from_secs(2) => {
+            Err(format!("nobody told the worker to stop what nobody wants any more: {tasks:?}"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Time goes on, whatever the clock says.
+fn check_times(task: &TaskRecord) -> Result<(), String> {
+    let Some(attempt) = &task.attempt else { return Ok(()) };
+    let moments: Vec<_> =
+        [Some(attempt.assigned_at), attempt.started_at, attempt.finished_at].into_iter().flatten().collect();
+    if moments.is_sorted() { Ok(()) } else { Err(format!("an attempt ran backwards: {attempt:?}")) }
+}
+
 /// A worker gets only what it can and may run; a placement is judged by what was committed with it.
-pub fn check_dispatch(store: &Store, dispatch: &Dispatch) -> Result<(), String> {
+pub fn check_dispatch(store: &Store, heard: Heard, dispatch: &Dispatch) -> Result<(), String> {
     let refuse = |why: &str| Err(format!("{why}: {dispatch:?}"));
     let Some(worker) = store.workers.get(&dispatch.worker) else { return refuse("dispatched to an unknown worker") };
     let Some(facts) = &worker.facts else { return refuse("dispatched to a worker that said nothing of itself") };
     if facts.platforms.get(&dispatch.platform) != Some(&dispatch.grade) {
         return refuse("dispatched to a worker that does not run the platform so");
+    }
+    if heard.disk_full {
+        return refuse("dispatched to a worker whose disk is full");
+    }
+    if heard.short_of_memory {
+        return refuse("dispatched to a worker whose tasks wait for memory");
     }
     if worker.cordon.is_some() {
         return refuse("dispatched to a cordoned worker");

@@ -8,7 +8,7 @@ use kiln_common::{
     spec::{Dockerfile, PlatformRequest},
 };
 use kiln_scheduler::{
-    Config, WorkerRecord,
+    Config, CredentialsMark, WorkerRecord,
     record::{EngineFacts, MachineFacts, WorkerFacts},
 };
 use uuid::Uuid;
@@ -59,7 +59,7 @@ pub fn workers(chance: &mut Chance) -> Vec<(WorkerRecord, WorkerFacts)> {
 fn record(number: u64) -> WorkerRecord {
     WorkerRecord {
         id: WorkerId::from_uuid(Uuid::from_u64_pair(1, number)),
-        name: format!("w{number}"),
+        name: format!("w{number}").into(),
         joined_at: Timestamp::from_millis(1),
         facts: None,
         labels: BTreeMap::new(),
@@ -71,6 +71,11 @@ fn record(number: u64) -> WorkerRecord {
 
 pub fn platform(text: &str) -> Platform {
     text.parse().expect("a platform")
+}
+
+/// Most builds come without registry credentials, the others with those of one of two people.
+pub fn credentials(chance: &mut Chance) -> Option<CredentialsMark> {
+    chance.pick(&[None, None, Some("alice"), Some("bob")]).map(|person| CredentialsMark(person.into()))
 }
 
 pub fn spec(chance: &mut Chance) -> BuildSpec {
@@ -98,6 +103,11 @@ pub fn spec(chance: &mut Chance) -> BuildSpec {
             format!("r.example/{project}:latest").parse().expect("a tag"),
         ],
         provenance: attests.then(|| "mode=max".to_owned()),
+        // Some builds ask for the same, and some of those must not share.
+        build_args: BTreeMap::from([("REVISION".to_owned(), chance.below(2).to_string())]),
+        no_cache: chance.percent(10),
+        secret_ids: if chance.percent(10) { vec!["token".to_owned()] } else { Vec::new() },
+        queue_timeout: chance.percent(15).then(|| Duration::from_secs(chance.between(5, 120))),
         emulation,
         required_labels: if !attests && chance.percent(15) { zone } else { BTreeMap::new() },
         priority: i32::try_from(chance.below(21)).unwrap_or(0) - 10,

@@ -144,6 +144,10 @@ pub struct BuildFlags {
     #[arg(long, value_name = "DURATION", help_heading = "Farm")]
     pub timeout: Option<String>,
 
+    /// Fail a platform that no worker takes within this time [default: wait until --timeout]
+    #[arg(long, value_name = "DURATION", help_heading = "Farm")]
+    pub queue_timeout: Option<String>,
+
     /// What is verified before a tag moves: programs (their architecture, in every layer) or off
     #[arg(long, value_name = "WHAT", default_value = "programs", help_heading = "Farm")]
     pub verify: String,

@@ -54,6 +54,7 @@ pub struct Options {
     emulation: EmulationPolicy,
     required_labels: BTreeMap<String, String>,
     timeout: Duration,
+    queue_timeout: Option<Duration>,
 }
 
 impl Options {
@@ -81,6 +82,7 @@ impl Options {
             emulation: one("--emulation", &flags.emulation, |text| text.parse())?,
             required_labels: required_labels(&flags.require)?,
             timeout: flags.timeout.as_deref().map_or(Ok(limits::BUILD_TIMEOUT_DEFAULT), timeout)?,
+            queue_timeout: flags.queue_timeout.as_deref().filter(|text| *text != "0").map(timeout).transpose()?,
         })
     }
 
@@ -136,6 +138,7 @@ impl Options {
             required_labels: self.required_labels,
             priority: flags.priority,
             timeout: self.timeout,
+            queue_timeout: self.queue_timeout,
             project,
             source: trees.source,
         };

@@ -84,14 +84,14 @@ fn attestations_are_off_unless_asked_for() {
 #[test]
 fn sizes_times_and_the_farm_s_own_flags_are_read() {
     let spec = spec(
-        "-t r.example/a -t r.example/a:latest -t other.example/b:2 --shm-size 64m --timeout 1h30m --priority -3 \
+        "-t r.example/a -t r.example/a:latest -t other.example/b:2 --shm-size 64m --timeout 1h30m --queue-timeout 5m --priority -3 \
          --emulation wait=30s --media-types docker --ulimit nofile=1024 --add-host db:10.0.0.1,gw:host-gateway \
          --no-cache-filter a,b --cache-from r.example/c --cache-to type=inline --annotation index:k=v --target t .",
     )
     .unwrap();
     assert_eq!(spec.tags.len(), 2);
     assert_eq!(spec.shm_size, Some(64 << 20));
-    assert_eq!(spec.timeout, Duration::from_secs(5400));
+    assert_eq!((spec.timeout, spec.queue_timeout), (Duration::from_secs(5400), Some(Duration::from_secs(300))));
     assert_eq!((spec.priority, spec.media_types, spec.add_hosts.len()), (-3, MediaTypes::Docker, 2));
     assert_eq!(spec.no_cache_stages, ["a", "b"]);
     assert_eq!(spec.project, "r.example/a");
@@ -111,6 +111,7 @@ fn bad_values_name_the_flag_and_the_value() {
         ("-t r.example/a --shm-size 1x .", "1x"),
         ("-t r.example/a --timeout soon .", "soon"),
         ("-t r.example/a --timeout 0s .", "0s"),
+        ("-t r.example/a --queue-timeout later .", "later"),
         ("-t r.example/a --priority 11 .", "--priority"),
         ("-t r.example/a --emulation often .", "often"),
         ("-t r.example/a --require x .", "LABEL=VALUE"),

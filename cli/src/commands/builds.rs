@@ -5,12 +5,14 @@ use std::sync::Arc;
 use clap::{Args, Subcommand, ValueEnum};
 use kiln_common::{ImageReference, Timestamp, limits};
 use kiln_proto::v1::{
-    BackfillBuildRequest, Build, BuildState, CancelBuildRequest, ExplainBuildRequest, ExplainBuildResponse,
-    GetBuildRequest, ListBuildsRequest, ListBuildsResponse, RegistryCredential, RetryBuildRequest, TaskState,
-    build_spec, named_context,
+    BackfillBuildRequest, Build, BuildState, CancelBuildRequest, ExplainBuildRequest, GetBuildRequest,
+    ListBuildsRequest, ListBuildsResponse, RegistryCredential, RetryBuildRequest, TaskState, build_spec, named_context,
 };
 
-use super::builds_logs::{self, Logs};
+use super::{
+    builds_explain,
+    builds_logs::{self, Logs},
+};
 use crate::{
     build::{
         follow::{self, Outcome},
@@ -161,7 +163,7 @@ pub async fn run(builds: Builds, farm: Farm) -> Result<(), Failure> {
         Action::Explain { build, output } => {
             let request = ExplainBuildRequest { id: build.id };
             let answer = farm.call(async |link| link.builds().explain(request.clone()).await).await?;
-            output::print(output.output, &answer, |paint| explain(&answer, paint))
+            output::print(output.output, &answer, |paint| builds_explain::text(&answer, paint, Timestamp::now()))
         }
     }
 }
@@ -303,42 +305,4 @@ async fn watch(id: &str, mode: Mode, farm: Farm) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Interrupted, format!("build {id} is {state}")));
     }
     verdict(&build)
-}
-
-fn explain(answer: &ExplainBuildResponse, paint: Paint) -> String {
-    if answer.tasks.is_empty() {
-        return "every leg has ended; nothing waits\n".to_owned();
-    }
-    let now = Timestamp::now();
-    let mut out = String::new();
-    for one in &answer.tasks {
-        let task = one.task.clone().unwrap_or_default();
-        let state = text::paint_state(paint, text::task_state(task.state()));
-        out += &format!("{}  {state}  {}\n", paint.bold(&task.platform), one.summary);
-        if one.queue_position > 0 {
-            out += &format!("  place {} in its queue\n", one.queue_position);
-        }
-        let ahead = |moment: &prost_types::Timestamp| {
-            text::duration(kiln_proto::convert::timestamp_from_wire(moment).since(now))
-        };
-        if let Some(start) = &one.predicted_start {
-            out += &format!("  expected to start in {}\n", ahead(start));
-        }
-        if let Some(finish) = &one.predicted_finish {
-            out += &format!("  expected to finish in {}\n", ahead(finish));
-        }
-        if one.predicted_emulated {
-            out += &paint.yellow(&format!("  expected to run EMULATED, {:.1} times slower\n", one.slowdown));
-        }
-        let mut table = Table::new(["  WORKER", "CAN", "GRADE", "WHY"]);
-        for worker in &one.workers {
-            let can = if worker.qualifies { paint.green("yes") } else { paint.red("no") };
-            let name = format!("  {}", worker.worker_name);
-            table.row([name, can, text::grade(worker.grade()).to_owned(), worker.reason.clone()]);
-        }
-        if !one.workers.is_empty() {
-            out += &table.render(paint);
-        }
-    }
-    out
 }

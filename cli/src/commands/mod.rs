@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod builds;
+mod builds_explain;
 mod builds_logs;
 pub mod completions;
 pub mod doctor;

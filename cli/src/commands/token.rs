@@ -124,7 +124,7 @@ fn table(tokens: &[ApiToken], paint: Paint) -> String {
         let expires = match token.expires_at.as_ref().map(timestamp_from_wire) {
             None => "never".to_owned(),
             Some(at) if at <= now => paint.red("expired"),
-            Some(at) => format!("in {}", text::age(at.since(now))),
+            Some(at) => format!("in {}", text::ahead(at.since(now))),
         };
         table.row([
             text::short_id(&token.id).to_owned(),

@@ -219,7 +219,7 @@ async fn token(request: CreateJoinTokenRequest, format: Format, farm: &Farm) -> 
     if format != Format::Table {
         return output::print(format, &made, |_| String::new());
     }
-    let until = made.expires_at.as_ref().map(|at| text::age(timestamp_from_wire(at).since(Timestamp::now())));
+    let until = made.expires_at.as_ref().map(|at| text::ahead(timestamp_from_wire(at).since(Timestamp::now())));
     let workers = if request.uses == 1 { "one worker".to_owned() } else { format!("{} workers", request.uses) };
     eprintln!("joins {workers}, for {}; run this on the board as root:", until.unwrap_or_else(|| "a while".to_owned()));
     output::write(&format!(
@@ -232,7 +232,8 @@ fn token_table(tokens: &[JoinToken], paint: Paint) -> String {
     let now = Timestamp::now();
     let mut table = Table::new(["ID", "AGE", "ENDS", "USES LEFT", "LABELS"]);
     for token in tokens {
-        let ends = token.expires_at.as_ref().map(|at| format!("in {}", text::age(timestamp_from_wire(at).since(now))));
+        let ends =
+            token.expires_at.as_ref().map(|at| format!("in {}", text::ahead(timestamp_from_wire(at).since(now))));
         table.row([
             paint.bold(&token.id),
             text::age_of(token.created_at.as_ref(), now),
@@ -301,6 +302,9 @@ fn show(worker: &Worker, paint: Paint) -> String {
                 text::bytes(stats.disk_available_bytes)
             ),
         ));
+        let waits = [("CPU", stats.cpu_pressure), ("memory", stats.memory_pressure), ("disk", stats.io_pressure)];
+        let waits = waits.iter().filter_map(|(what, percent)| Some(format!("{what} {:.0} %", (*percent)?)));
+        lines.push(("waits for", waits.collect::<Vec<_>>().join(", ")));
         if stats.temperature_celsius > 0.0 {
             lines.push(("temperature", format!("{:.0} °C", stats.temperature_celsius)));
         }

@@ -33,6 +33,19 @@ pub fn age(duration: Duration) -> String {
     }
 }
 
+/// How far ahead, in one unit and rounded: what was asked to last `10m` a moment ago still does.
+#[must_use]
+pub fn ahead(duration: Duration) -> String {
+    let seconds = duration.saturating_add(Duration::from_millis(500)).as_secs();
+    let rounded = |unit: u64| (seconds + unit / 2) / unit;
+    match (rounded(60), rounded(3600)) {
+        _ if seconds < 60 => format!("{seconds}s"),
+        (minutes @ 0..60, _) => format!("{minutes}m"),
+        (_, hours @ 0..24) => format!("{hours}h"),
+        _ => format!("{}d", rounded(86_400)),
+    }
+}
+
 /// Decimal units with three digits, as Docker prints them: `512B`, `38.2MB`.
 #[must_use]
 pub fn bytes(count: u64) -> String {
@@ -165,6 +178,8 @@ mod tests {
         assert_eq!([0, 345, 12_440, 59_999].map(|n| duration(ms(n))), ["0.0s", "0.3s", "12.4s", "59.9s"]);
         assert_eq!([60_000, 92_500, 7_500_000].map(|n| duration(ms(n))), ["1m00s", "1m32s", "2h05m"]);
         assert_eq!([3_000, 300_000, 90_000_000].map(|n| age(ms(n))), ["3s", "5m", "1d"]);
+        assert_eq!([599_800, 3_599_000, 3_000, 59_900].map(|n| ahead(ms(n))), ["10m", "1h", "3s", "1m"]);
+        assert_eq!([604_799_000, 86_390_000].map(|n| ahead(ms(n))), ["7d", "1d"]);
         assert_eq!([0, 999, 1000, 38_240_000, 999_999].map(bytes), ["0B", "999B", "1.00kB", "38.2MB", "1.00MB"]);
     }
 }

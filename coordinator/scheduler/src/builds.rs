@@ -1,11 +1,13 @@
 //! The life of a build: from its first leg through publishing to its end, and how it begins again.
 
+use std::sync::Arc;
+
 use kiln_common::{BuildId, Timestamp, emulation::format_duration};
 
 use crate::{
     effect::{Effect, Leg, PublishJob, Refusal},
     mutation::Mutation,
-    record::{BuildState, Published, TaskState},
+    record::{BuildState, CredentialsMark, Published, TaskState},
     scheduler::Scheduler,
     slab::{BuildIx, TaskIx},
     timers::Timer,
@@ -18,16 +20,16 @@ impl Scheduler {
     /// A leg ended or the build is new here: does what follows from the state of all legs.
     pub(crate) fn advance(&mut self, at: BuildIx) {
         let build = &self.builds[at];
+        let legs = build.legs;
+        let early = self.mutation == Mutation::PublishEarly && legs.done > 0;
+        if legs.required_lost == 0 && legs.required_open > 0 && !early {
+            return;
+        }
         if build.record.state.is_final() || matches!(build.record.state, BuildState::Publishing { .. }) {
             return;
         }
-        let legs = Legs::of(self, at);
-        if let Some(message) = legs.failure {
-            return self.fail_build(at, message);
-        }
-        let early = self.mutation == Mutation::PublishEarly && legs.done > 0;
-        if legs.required_open > 0 && !early {
-            return;
+        if legs.required_lost > 0 {
+            return self.fail_build(at, self.first_loss(at));
         }
         match (legs.optional_open, legs.done) {
             (0, 0) => self.fail_build(at, "no leg succeeded".to_owned()),
@@ -39,22 +41,34 @@ impl Scheduler {
         }
     }
 
+    /// What became of the first required leg that did not succeed.
+    fn first_loss(&self, at: BuildIx) -> String {
+        let required = self.builds[at].tasks.iter().map(|task| &self.tasks[*task].record).filter(|task| task.required);
+        let mut lost = required.filter_map(|task| match &task.state {
+            TaskState::Failed { message } => Some(format!("{}: {message}", task.platform)),
+            TaskState::Cancelled => Some(format!("{}: cancelled", task.platform)),
+            TaskState::Waiting { .. }
+            | TaskState::Assigned
+            | TaskState::Running
+            | TaskState::Shared { .. }
+            | TaskState::Backoff { .. }
+            | TaskState::Succeeded { .. } => None,
+        });
+        lost.next().unwrap_or_default()
+    }
+
     fn await_optional_legs(&mut self, at: BuildIx) {
         let until = self.now + self.config.optional_patience;
         let build = &mut self.builds[at];
         if build.optional_until.is_none() {
             build.optional_until = Some(until);
-            let id = build.record.id;
-            self.timers.set(until, Timer::OptionalPatience(id));
+            self.timers.set(until, Timer::OptionalPatience(at));
         }
     }
 
-    pub(crate) fn on_optional_patience_over(&mut self, id: BuildId, due: Timestamp) {
-        let Some(&at) = self.build_ids.get(&id) else { return };
-        if self.builds[at].optional_until != Some(due) {
-            return;
-        }
-        self.builds[at].optional_until = None;
+    pub(crate) fn on_optional_patience_over(&mut self, at: BuildIx, due: Timestamp) {
+        let Some(build) = self.builds.get_mut(at).filter(|build| build.optional_until == Some(due)) else { return };
+        build.optional_until = None;
         self.end_open_legs(at, "the build waits no longer for its optional legs");
         self.advance(at);
     }
@@ -79,7 +93,7 @@ impl Scheduler {
 
     fn begin_publish(&mut self, at: BuildIx) {
         let now = self.now;
-        let record = &mut self.builds[at].record;
+        let record = self.builds[at].record_mut();
         record.state = BuildState::Publishing { since: now };
         record.publishes += 1;
         self.changed_build(at);
@@ -93,7 +107,7 @@ impl Scheduler {
         let legs = build.tasks.iter().filter_map(|task| {
             let record = &self.tasks[*task].record;
             let (TaskState::Succeeded { image }, Some(attempt)) = (&record.state, &record.attempt) else { return None };
-            Some(Leg { platform: record.platform.clone(), image: image.clone(), grade: attempt.grade })
+            Some(Leg { platform: record.platform.clone(), image: Arc::clone(image), grade: attempt.grade })
         });
         let job = PublishJob {
             build: build.record.id,
@@ -107,14 +121,13 @@ impl Scheduler {
 
     pub(crate) fn on_published(&mut self, id: BuildId, publish: u32, published: Published) {
         let Some(at) = self.publishing(id, publish) else { return };
-        self.builds[at].record.published = Some(published);
+        self.builds[at].record_mut().published = Some(published);
         self.close_published(at);
     }
 
     fn close_published(&mut self, at: BuildIx) {
         let build = &self.builds[at];
-        let is_complete =
-            build.tasks.iter().all(|task| matches!(self.tasks[*task].record.state, TaskState::Succeeded { .. }));
+        let is_complete = usize::from(build.legs.done) == build.tasks.len();
         self.close(at, if is_complete { BuildState::Succeeded } else { BuildState::Incomplete });
     }
 
@@ -126,7 +139,7 @@ impl Scheduler {
         message: String,
     ) {
         let Some(at) = self.publishing(id, publish) else { return };
-        let record = &mut self.builds[at].record;
+        let record = self.builds[at].record_mut();
         record.published = published.or_else(|| record.published.take());
         self.close(at, BuildState::Failed { message: format!("the publish failed: {message}") });
     }
@@ -156,9 +169,9 @@ impl Scheduler {
         self.close(at, BuildState::Cancelled { reason });
     }
 
-    pub(crate) fn on_timeout(&mut self, id: BuildId, due: Timestamp) {
-        let Some(&at) = self.build_ids.get(&id) else { return };
-        let record = &self.builds[at].record;
+    pub(crate) fn on_timeout(&mut self, at: BuildIx, due: Timestamp) {
+        let Some(build) = self.builds.get(at) else { return };
+        let record = &build.record;
         if record.state.is_final() || record.deadline != due {
             return;
         }
@@ -186,32 +199,39 @@ impl Scheduler {
     fn close(&mut self, at: BuildIx, state: BuildState) {
         let now = self.now;
         let build = &mut self.builds[at];
-        build.record.state = state;
-        build.record.finished_at = Some(now);
-        let (id, deadline) = (build.record.id, build.record.deadline);
-        if let Some(selector) = build.selector.take()
-            && self.farm.selectors.release(selector)
-        {
-            self.queue.forget_selector(selector);
-        }
-        self.timers.unset(deadline, Timer::Timeout(id));
+        let record = build.record_mut();
+        record.state = state;
+        record.finished_at = Some(now);
+        let (id, deadline) = (record.id, record.deadline);
+        self.timers.unset(deadline, Timer::Timeout(at));
         self.forget_patience(at);
+        self.untie(at);
         self.open -= 1;
         self.finals.push_back((now, id));
         self.changed_build(at);
         self.act(Effect::Finished { build: id });
     }
 
-    fn forget_patience(&mut self, at: BuildIx) {
-        let build = &mut self.builds[at];
-        if let Some(until) = build.optional_until.take() {
-            let id = build.record.id;
-            self.timers.unset(until, Timer::OptionalPatience(id));
+    fn untie(&mut self, at: BuildIx) {
+        let Some(ties) = self.builds[at].ties.take() else { return };
+        if self.farm.selectors.release(ties.selector) {
+            self.queue.forget_selector(ties.selector);
+        }
+        self.queue.flows.release(ties.project);
+        self.history.release(ties.repository);
+        if let Some(group) = ties.alike {
+            self.leave_alike(at, group);
         }
     }
 
-    pub(crate) fn on_retry(&mut self, id: BuildId) {
-        self.begin_again(id, "a failed or cancelled build can be retried", |state| match state {
+    fn forget_patience(&mut self, at: BuildIx) {
+        if let Some(until) = self.builds[at].optional_until.take() {
+            self.timers.unset(until, Timer::OptionalPatience(at));
+        }
+    }
+
+    pub(crate) fn on_retry(&mut self, id: BuildId, credentials: Option<CredentialsMark>) {
+        self.begin_again(id, credentials, "a failed or cancelled build can be retried", |state| match state {
             BuildState::Failed { .. } | BuildState::Cancelled { .. } => true,
             BuildState::Queued
             | BuildState::Running
@@ -221,8 +241,8 @@ impl Scheduler {
         });
     }
 
-    pub(crate) fn on_backfill(&mut self, id: BuildId) {
-        self.begin_again(id, "an incomplete build can be backfilled", |state| match state {
+    pub(crate) fn on_backfill(&mut self, id: BuildId, credentials: Option<CredentialsMark>) {
+        self.begin_again(id, credentials, "an incomplete build can be backfilled", |state| match state {
             BuildState::Incomplete => true,
             BuildState::Queued
             | BuildState::Running
@@ -233,10 +253,16 @@ impl Scheduler {
         });
     }
 
-    fn begin_again(&mut self, id: BuildId, remedy: &'static str, allowed: impl Fn(&BuildState) -> bool) {
+    fn begin_again(
+        &mut self,
+        id: BuildId,
+        credentials: Option<CredentialsMark>,
+        remedy: &'static str,
+        allowed: impl Fn(&BuildState) -> bool,
+    ) {
         match self.check_again(id, remedy, allowed) {
-            Ok(at) => self.reopen(at),
-            Err(refusal) => self.act(Effect::Refused { build: id, refusal }),
+            Ok(at) => self.reopen(at, credentials),
+            Err(refusal) => self.act(Effect::Refused { build: id, refusal: Box::new(refusal) }),
         }
     }
 
@@ -261,20 +287,22 @@ impl Scheduler {
     }
 
     /// Legs that have their digest keep it; the others wait anew, with all their tries.
-    fn reopen(&mut self, at: BuildIx) {
+    fn reopen(&mut self, at: BuildIx, credentials: Option<CredentialsMark>) {
         let now = self.now;
-        let record = &mut self.builds[at].record;
+        let build = &mut self.builds[at];
+        build.deadline = now + build.spec.timeout;
+        let (id, deadline, record) = (build.id, build.deadline, build.record_mut());
         record.state = BuildState::Queued;
         record.finished_at = None;
-        record.deadline = now + record.spec.timeout;
-        let id = record.id;
+        record.deadline = deadline;
+        record.credentials = credentials;
         self.open_build(at);
         self.changed_build(at);
         self.act(Effect::Accepted { build: id });
         for task in self.builds[at].tasks.clone() {
-            let record = &mut self.tasks[task].record;
-            let is_done = matches!(record.state, TaskState::Succeeded { .. });
+            let is_done = matches!(self.tasks[task].record.state, TaskState::Succeeded { .. });
             if !is_done || self.mutation == Mutation::RebuildFinishedLegs {
+                let record = self.tasks[task].record_mut();
                 record.attempts = 0;
                 record.avoid.clear();
                 self.begin_waiting(task);
@@ -304,53 +332,15 @@ impl Scheduler {
         let Some(build) = self.builds.remove(at) else { return };
         self.build_ids.remove(&build.record.id);
         for task in build.tasks {
-            if let Some(task) = self.tasks.remove(task) {
-                self.task_ids.remove(&task.record.id);
-            }
+            self.tasks.remove(task);
         }
-        if let Some(request) = build.record.request_id {
-            self.old_requests.push_back(request);
+        if let Some(request) = &build.record.request_id {
+            self.old_requests.push_back(request.clone());
         }
         while self.old_requests.len() > self.config.request_ids_kept {
             if let Some(request) = self.old_requests.pop_front() {
                 self.requests.remove(&request);
             }
         }
-    }
-}
-
-/// How the legs of a build stand.
-#[derive(Debug, Default)]
-struct Legs {
-    required: usize,
-    required_open: usize,
-    optional_open: usize,
-    done: usize,
-    /// Of the first required leg that failed.
-    failure: Option<String>,
-}
-
-impl Legs {
-    fn of(scheduler: &Scheduler, build: BuildIx) -> Self {
-        let mut legs = Self::default();
-        for task in &scheduler.builds[build].tasks {
-            let record = &scheduler.tasks[*task].record;
-            legs.required += usize::from(record.required);
-            match &record.state {
-                TaskState::Succeeded { .. } => legs.done += 1,
-                TaskState::Failed { message } if record.required && legs.failure.is_none() => {
-                    legs.failure = Some(format!("{}: {message}", record.platform));
-                }
-                TaskState::Cancelled if record.required && legs.failure.is_none() => {
-                    legs.failure = Some(format!("{}: cancelled", record.platform));
-                }
-                TaskState::Failed { .. } | TaskState::Cancelled => {}
-                TaskState::Waiting { .. } | TaskState::Assigned | TaskState::Running | TaskState::Backoff { .. } => {
-                    legs.required_open += usize::from(record.required);
-                    legs.optional_open += usize::from(!record.required);
-                }
-            }
-        }
-        legs
     }
 }

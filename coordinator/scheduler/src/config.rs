@@ -8,8 +8,8 @@ use kiln_common::limits;
 pub struct Config {
     /// Builds that are not final yet; one more is refused.
     pub open_builds: usize,
-    /// Tries of one task after infrastructure failures.
-    pub attempts_per_task: u32,
+    /// How often a task is tried again after infrastructure failures.
+    pub retries_per_task: u32,
     /// A worker unheard of for this long is lost.
     pub heartbeat_lease: Duration,
     /// A lost worker's attempts wait this long for it to return.
@@ -29,7 +29,7 @@ pub struct Config {
     pub stop_again: Duration,
     /// How often tasks that wait for a native worker are compared with emulation anew.
     pub emulation_review: Duration,
-    /// Final builds stay in memory this long, and this many at most.
+    /// Final builds stay in memory this long, and this many at most; the store has them, and a retry brings one back.
     pub final_kept: Duration,
     pub finals_kept: usize,
     /// Request ids of forgotten builds that are still recognised.
@@ -42,7 +42,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             open_builds: limits::OPEN_BUILDS,
-            attempts_per_task: limits::ATTEMPTS_PER_TASK,
+            retries_per_task: limits::RETRIES_PER_TASK,
             heartbeat_lease: limits::HEARTBEAT_LEASE,
             reconnect_grace: limits::RECONNECT_GRACE,
             backoff_base: Duration::from_secs(2),
@@ -54,8 +54,8 @@ impl Default for Config {
             optional_patience: Duration::from_secs(600),
             stop_again: Duration::from_secs(30),
             emulation_review: Duration::from_secs(5),
-            final_kept: Duration::from_secs(600),
-            finals_kept: 2_000,
+            final_kept: Duration::from_secs(60),
+            finals_kept: 64,
             request_ids_kept: 20_000,
             effects_per_turn: 512,
         }

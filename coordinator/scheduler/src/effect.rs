@@ -1,6 +1,6 @@
 //! What the scheduler wants done.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kiln_common::{
     AttemptId, BuildId, BuildSpec, Grade, Platform, TaskId, Timestamp, WorkerId,
@@ -12,8 +12,8 @@ use crate::record::{BuildRecord, Published, TaskRecord, WorkerRecord};
 /// A record to commit, or an act once the turn is committed. Order matters: effects are carried out as they come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    PutBuild(Box<BuildRecord>),
-    PutTask(Box<TaskRecord>),
+    PutBuild(Arc<BuildRecord>),
+    PutTask(Arc<TaskRecord>),
     PutWorker(Box<WorkerRecord>),
     DeleteWorker(WorkerId),
 
@@ -25,11 +25,13 @@ pub enum Effect {
     /// Answer a submit, a retry or a backfill: nothing was made or changed.
     Refused {
         build: BuildId,
-        refusal: Refusal,
+        refusal: Box<Refusal>,
     },
 
     /// Send the assignment over the worker's session.
     Dispatch(Box<Dispatch>),
+    /// The attempt goes on for another build with an identical leg, for its own has ended.
+    PassOn(Box<PassOn>),
     /// Tell the worker to stop the attempt. Also sent for attempts that a worker announces and that are not its own any more.
     CancelAttempt {
         worker: WorkerId,
@@ -99,16 +101,30 @@ fn list(platforms: &[Platform]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dispatch {
     pub worker: WorkerId,
-    pub worker_name: String,
+    pub worker_name: Arc<str>,
     pub attempt: AttemptId,
     pub task: TaskId,
     pub build: BuildId,
     pub platform: Platform,
     pub grade: Grade,
-    pub reason: String,
+    pub reason: Arc<str>,
     pub spec: Arc<BuildSpec>,
     /// When the build runs out of time, and the attempt with it.
     pub deadline: Timestamp,
+    /// Until then: what the worker is told, for its clock may say anything.
+    pub time_left: Duration,
+}
+
+/// An attempt that another build inherits. Its worker does not notice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassOn {
+    pub attempt: AttemptId,
+    pub worker: WorkerId,
+    /// Whose it is now.
+    pub task: TaskId,
+    pub build: BuildId,
+    pub platform: Platform,
+    pub spec: Arc<BuildSpec>,
 }
 
 /// What the publisher needs.
@@ -127,6 +143,6 @@ pub struct PublishJob {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leg {
     pub platform: Platform,
-    pub image: ImageDescriptor,
+    pub image: Arc<ImageDescriptor>,
     pub grade: Grade,
 }

@@ -3,7 +3,7 @@
 //! natively: the platform's queue over its slots, then the leg's history. Emulated: history times the measured slowdown, eight
 //! until measured. Native is preferred within 20 %.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use kiln_common::{Grade, emulation::format_duration};
 
@@ -19,40 +19,45 @@ impl Scheduler {
     /// How long the task is expected to take on the worker, in milliseconds.
     pub(crate) fn predicted(&self, at: TaskIx, worker: WorkerIx, grade: Grade) -> u64 {
         let task = &self.tasks[at];
-        let Some(ties) = task.ties else { return self.history.mean(task.platform) };
-        let native = self.history.native(ties.memory, task.platform);
+        let Some(ties) = self.builds[task.build].ties else { return self.history.mean(task.platform) };
+        let native = self.history.native(ties.repository, task.platform);
         if grade.is_emulated() { native.saturating_mul(self.slowdown(at, worker)) / 1_000 } else { native }
     }
 
     /// How many thousandths of the native time the task takes emulated on the worker.
     pub(crate) fn slowdown(&self, at: TaskIx, worker: WorkerIx) -> u64 {
         let task = &self.tasks[at];
-        let of_worker = self.farm.workers.get(worker).and_then(|entry| entry.slowdown.get(&task.platform).copied());
-        task.ties.map_or(crate::history::SLOWDOWN_UNMEASURED, |ties| self.history.slowdown(ties.memory, of_worker))
+        let (Some(entry), Some(ties)) = (self.farm.workers.get(worker), self.builds[task.build].ties) else {
+            return crate::history::SLOWDOWN_UNMEASURED;
+        };
+        let of_worker = entry.health.slowdown.get(&task.platform).copied();
+        self.history.slowdown(ties.repository, task.platform, entry.id, of_worker)
     }
 
     /// Whether the last of the queue finishes earlier on this emulated worker than natively, by more than 20 %.
     pub(crate) fn emulation_pays(&self, at: TaskIx, worker: WorkerIx) -> bool {
         let task = &self.tasks[at];
-        let (Some(ties), Some(selector)) = (task.ties, self.builds[task.build].selector) else { return false };
-        let members = &self.farm.selectors.get(selector).members;
-        let own = task.spot.as_ref().map_or(0, |spot| spot.cost);
+        let Some(ties) = self.builds[task.build].ties else { return false };
+        let members = &self.farm.selectors.get(ties.selector).members;
+        let own = self.cost_in_queue(at);
         let Some(wait) = self.native_wait(task.platform, members, own) else { return true };
-        let native = wait.saturating_add(self.history.native(ties.memory, task.platform));
+        let native = wait.saturating_add(self.history.native(ties.repository, task.platform));
         self.predicted(at, worker, Grade::Emulated).saturating_mul(6) / 5 < native
+    }
+
+    /// What the task adds to its platform's queue, in milliseconds of native work.
+    fn cost_in_queue(&self, at: TaskIx) -> u64 {
+        let share = self.tasks[at].share().and_then(|share| self.queue.shares.get(share));
+        share.and_then(|share| share.get(self.order_of(at))).map_or(0, |waiting| waiting.cost)
     }
 
     /// Milliseconds until a native slot is free for who queues last; `None` when no worker runs the platform natively now.
     pub(crate) fn native_wait(&self, platform: PlatformIx, members: &WorkerSet, own_cost: u64) -> Option<u64> {
         let (mut slots, mut live) = (0, 0);
         for grade in [Grade::Native, Grade::Compat] {
-            let pool = self.farm.pool(platform, grade);
-            let able = (pool.healthy.common(members) + pool.throttled.common(members)) as u64;
-            let all = (pool.healthy.len() + pool.throttled.len()) as u64;
-            if able > 0 {
-                slots += (pool.slots * able).div_ceil(all);
-                live += self.farm.entry(platform).live[grade_index(grade)];
-            }
+            let able = self.able_slots(platform, grade, members);
+            slots += able;
+            live += if able > 0 { self.farm.entry(platform).live[grade_index(grade)] } else { 0 };
         }
         if slots == 0 {
             return None;
@@ -65,30 +70,26 @@ impl Scheduler {
     }
 
     /// The decision in words, for the record; always there when the leg is emulated.
-    pub(crate) fn reason_for(&self, at: TaskIx, worker: WorkerIx, grade: Grade, why: &str) -> String {
+    pub(crate) fn reason_for(&self, at: TaskIx, worker: WorkerIx, grade: Grade, why: &str) -> Arc<str> {
         let task = &self.tasks[at];
-        let mut reason = match grade {
+        let reason = match grade {
+            Grade::Native if why.is_empty() => return "native worker".into(),
             Grade::Native => "native worker".to_owned(),
             Grade::Compat => format!("runs {} in the CPU's 32-bit mode", task.record.platform),
             Grade::Emulated => self.reason_to_emulate(at, worker),
         };
-        if !why.is_empty() {
-            reason.push_str("; ");
-            reason.push_str(why);
-        }
-        reason
+        if why.is_empty() { reason.into() } else { format!("{reason}; {why}").into() }
     }
 
     fn reason_to_emulate(&self, at: TaskIx, worker: WorkerIx) -> String {
         let task = &self.tasks[at];
-        let (Some(spot), Some(selector)) = (task.spot.as_ref(), self.builds[task.build].selector) else {
-            return "emulated".to_owned();
-        };
+        let build = &self.builds[task.build];
+        let (Some(share), Some(ties)) = (task.share(), build.ties) else { return "emulated".to_owned() };
         let slowdown = self.slowdown(at, worker);
         let times = format!("{}.{}", slowdown / 1_000, slowdown % 1_000 / 100);
-        let policy = self.builds[task.build].record.spec.emulation;
-        let members = &self.farm.selectors.get(selector).members;
-        match (self.queue.lanes[spot.lane].key.mode, self.native_wait(task.platform, members, spot.cost)) {
+        let policy = build.spec.emulation;
+        let members = &self.farm.selectors.get(ties.selector).members;
+        match (self.queue.mode(share), self.native_wait(task.platform, members, self.cost_in_queue(at))) {
             (Mode::Auto, None) => format!(
                 "emulated, about {times} times slower: no worker that runs {} natively takes tasks now",
                 task.record.platform

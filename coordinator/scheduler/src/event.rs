@@ -1,8 +1,10 @@
 //! What can happen to the farm.
 
+use std::sync::Arc;
+
 use kiln_common::{AttemptId, BuildId, BuildSpec, WorkerId, spec::ImageDescriptor};
 
-use crate::record::{BuildRecord, Published, TaskRecord, WorkerFacts, WorkerRecord};
+use crate::record::{BuildRecord, CredentialsMark, Published, TaskRecord, WorkerFacts, WorkerRecord};
 
 /// Everything the scheduler hears of.
 #[allow(clippy::large_enum_variant, reason = "events are handed in one by one and never stored in numbers")]
@@ -11,15 +13,16 @@ pub enum Event {
     /// After a start, before all else: what the store held. Live attempts wait for their workers to announce them.
     Restore { builds: Vec<(BuildRecord, Vec<TaskRecord>)>, workers: Vec<WorkerRecord> },
     /// A checked request. Answered by [`crate::Effect::Accepted`] or [`crate::Effect::Refused`].
-    Submit { build: BuildId, request_id: Option<String>, spec: Box<BuildSpec> },
+    Submit { build: BuildId, request_id: Option<String>, spec: Box<BuildSpec>, credentials: Option<CredentialsMark> },
     /// End a build. Final builds stay as they are.
     Cancel { build: BuildId, reason: String },
     /// Bring a final build back into memory, for a retry or a backfill of one that was forgotten. Nothing happens if it is there.
     Recall { build: Box<BuildRecord>, tasks: Vec<TaskRecord> },
     /// Run what failed of a failed or cancelled build again, keeping every digest. Answered as a submit is.
-    Retry { build: BuildId },
+    /// The credentials of before are forgotten: these are what it has now.
+    Retry { build: BuildId, credentials: Option<CredentialsMark> },
     /// Run the optional legs that an incomplete build lacks. Answered as a submit is.
-    Backfill { build: BuildId },
+    Backfill { build: BuildId, credentials: Option<CredentialsMark> },
 
     /// A worker traded a join token for a certificate.
     WorkerEnrolled { worker: WorkerRecord },
@@ -52,7 +55,7 @@ pub enum Event {
 pub enum AttemptOutcome {
     Started,
     Succeeded {
-        image: ImageDescriptor,
+        image: Arc<ImageDescriptor>,
     },
     /// The user's own failure: final at once.
     BuildFailed {

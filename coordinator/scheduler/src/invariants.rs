@@ -2,17 +2,21 @@
 //!
 //! Debug builds call [`Scheduler::check_quick`] after every turn; tests and the simulator call [`check_all`] too.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use kiln_common::EmulationPolicy;
 
 use crate::{
+    entity::{Place, Task},
     farm::{GRADES, Pool, grade_index, worker::Link},
+    legs::Legs,
     queue::lane::Mode,
     record::{BuildState, TaskRecord, TaskState},
     scheduler::Scheduler,
+    sharing::alike::are_alike,
     slab::TaskIx,
     timers::Timer,
+    waiting::waiting_since,
 };
 
 /// A rule that does not hold.
@@ -27,8 +31,9 @@ pub struct Violation {
 pub type Check = fn(&Scheduler) -> Result<(), Violation>;
 
 /// Every rule.
-pub const CHECKS: [(&str, Check); 9] = [
+pub const CHECKS: [(&str, Check); 10] = [
     ("one live attempt", check_one_live_attempt),
+    ("identical legs share", check_sharing),
     ("slots", check_slots),
     ("builds follow their legs", check_builds),
     ("the queue holds what waits", check_queue),
@@ -54,8 +59,8 @@ pub fn check_one_live_attempt(s: &Scheduler) -> Result<(), Violation> {
     const RULE: &str = "one live attempt";
     let mut live = BTreeMap::new();
     for (at, worker) in s.farm.workers.iter() {
-        for (attempt, task) in &worker.attempts {
-            let is_first = live.insert(*task, (at, *attempt)).is_none();
+        for (attempt, task) in worker.attempts.iter() {
+            let is_first = live.insert(task, (at, attempt)).is_none();
             hold(RULE, is_first, || format!("task {task:?} has two live attempts"))?;
         }
     }
@@ -64,17 +69,45 @@ pub fn check_one_live_attempt(s: &Scheduler) -> Result<(), Violation> {
         let found = live.remove(&at);
         let (worker, attempt) = found.map_or((None, None), |(worker, attempt)| (Some(worker), Some(attempt)));
         let is_live = task.record.state.is_live();
-        let is_sound = if is_live { attempt == named && task.worker == worker } else { found.is_none() };
-        hold(RULE, is_sound && is_live == task.worker.is_some(), || format!("{:?} and {found:?}", task.record))?;
+        let is_sound = if is_live { attempt == named && task.worker() == worker } else { found.is_none() };
+        hold(RULE, is_sound && is_live == task.worker().is_some(), || format!("{:?} and {found:?}", task.record))?;
     }
     hold(RULE, live.is_empty(), || format!("attempts of tasks that are gone: {live:?}"))
+}
+
+/// A follower follows a live attempt of an identical leg, which its record names; none waits that could follow.
+pub fn check_sharing(s: &Scheduler) -> Result<(), Violation> {
+    const RULE: &str = "identical legs share";
+    for (at, build) in s.builds.iter() {
+        let group = build.ties.and_then(|ties| ties.alike).map(|group| s.alike.builds(group));
+        let is_known = group.is_none_or(|group| group.contains(&at) && build.has_twins == (group.len() > 1));
+        hold(RULE, is_known, || format!("{} is of {group:?}, twins: {}", build.id, build.has_twins))?;
+    }
+    for (at, task) in s.tasks.iter() {
+        let build = |task: &Task| Arc::clone(&s.builds[task.build].record);
+        let is_sound = match (&task.record.state, task.place) {
+            (TaskState::Shared { with, .. }, Place::Behind(leader)) => s.tasks.get(leader).is_some_and(|leader| {
+                let attempt = |task: &Task| task.record.attempt.as_ref().map(|attempt| attempt.id);
+                leader.record.id == *with
+                    && leader.record.state.is_live()
+                    && attempt(leader) == attempt(task)
+                    && leader.platform == task.platform
+                    && are_alike(&build(leader), &build(task))
+            }),
+            (TaskState::Shared { .. }, _) | (_, Place::Behind(_)) => false,
+            (TaskState::Waiting { .. }, _) => s.leader_for(at).is_none(),
+            (_, _) => true,
+        };
+        hold(RULE, is_sound, || format!("{:?} is {:?}", task.record, task.place))?;
+    }
+    Ok(())
 }
 
 /// No worker holds more than its slots, except what it held before they shrank.
 pub fn check_slots(s: &Scheduler) -> Result<(), Violation> {
     s.farm.workers.iter().try_for_each(|(_, worker)| {
         let most = (worker.slots() as usize).max(worker.excess);
-        hold("slots", worker.held() <= most, || format!("{} holds {} of {most}", worker.record.name, worker.held()))
+        hold("slots", worker.held() <= most, || format!("{} holds {} of {most}", worker.name, worker.held()))
     })
 }
 
@@ -84,7 +117,12 @@ pub fn check_builds(s: &Scheduler) -> Result<(), Violation> {
     let mut open = 0;
     for (_, build) in s.builds.iter() {
         let record = &build.record;
-        let tasks: Vec<&TaskRecord> = build.tasks.iter().map(|task| &s.tasks[*task].record).collect();
+        let tasks: Vec<&TaskRecord> = build.tasks.iter().map(|task| &*s.tasks[*task].record).collect();
+        let mut counted = Legs::default();
+        tasks.iter().for_each(|task| counted.add(task.required, &task.state));
+        let is_copied = build.id == record.id && build.deadline == record.deadline && build.spec == record.spec;
+        hold(RULE, is_copied, || format!("{build:?}"))?;
+        hold(RULE, counted == build.legs, || format!("{counted:?} counted as {:?}", build.legs))?;
         let legs = || format!("{:?} with {:?}", record.state, tasks.iter().map(|task| &task.state).collect::<Vec<_>>());
         let done = |task: &&TaskRecord| matches!(task.state, TaskState::Succeeded { .. });
         let required_done = tasks.iter().filter(|task| task.required).all(done);
@@ -98,7 +136,7 @@ pub fn check_builds(s: &Scheduler) -> Result<(), Violation> {
             BuildState::Failed { .. } | BuildState::Cancelled { .. } => all_final,
         };
         hold(RULE, is_sound && record.state.is_final() == record.finished_at.is_some(), legs)?;
-        hold(RULE, record.state.is_final() == build.selector.is_none(), legs)?;
+        hold(RULE, record.state.is_final() == build.ties.is_none(), legs)?;
         open += usize::from(!record.state.is_final());
     }
     hold(RULE, open == s.open, || format!("{open} builds are open, {} are counted", s.open))
@@ -110,24 +148,28 @@ pub fn check_queue(s: &Scheduler) -> Result<(), Violation> {
     let mut queued: BTreeMap<TaskIx, usize> = BTreeMap::new();
     let mut sums: BTreeMap<u32, (usize, u64)> = BTreeMap::new();
     for (at, lane) in s.queue.lanes.iter() {
-        let listed = s.queue.platform(lane.key.platform).is_some_and(|queue| queue.lanes.contains(&at));
-        hold(RULE, listed != lane.is_empty(), || {
-            format!("lane {:?} of {} tasks is listed: {listed}", lane.key, lane.len())
+        let lanes = s.queue.platform(lane.key.platform).into_iter().flat_map(|queue| &queue.lanes);
+        let listed: Vec<_> = lanes.filter(|listed| listed.lane == at).map(|listed| listed.due).collect();
+        let expected = if lane.is_empty() { Vec::new() } else { vec![lane.due()] };
+        hold(RULE, listed == expected, || {
+            format!("lane {:?} of {} tasks is listed: {listed:?}", lane.key, lane.len())
         })?;
-        for (flow, order) in lane.tasks() {
-            *queued.entry(order.task).or_default() += 1;
-            let spot = s.tasks.get(order.task).and_then(|task| task.spot.as_ref());
-            let is_there = spot.is_some_and(|spot| spot.lane == at && spot.flow == flow && spot.order == *order);
-            hold(RULE, is_there, || format!("{order:?} is queued where it does not belong"))?;
+        for (share, waiting) in s.queue.waiting_in(at) {
+            *queued.entry(waiting.task).or_default() += 1;
+            let is_there = s.tasks.get(waiting.task).is_some_and(|entry| entry.share() == Some(share))
+                && s.order_of(waiting.task) == waiting.order
+                && s.queue.shares[share].lane == at;
+            hold(RULE, is_there, || format!("{waiting:?} is queued where it does not belong"))?;
+            let sorted = s.queue.shares[share].get(waiting.order).is_some_and(|found| found.task == waiting.task);
+            hold(RULE, sorted, || format!("{waiting:?} is not in order"))?;
             let sum = sums.entry(lane.key.platform.0).or_default();
-            *sum = (sum.0 + 1, sum.1 + spot.map_or(0, |spot| spot.cost));
+            *sum = (sum.0 + 1, sum.1 + waiting.cost);
         }
     }
     for (at, task) in s.tasks.iter() {
         let waits = matches!(task.record.state, TaskState::Waiting { .. });
         let times = queued.get(&at).copied().unwrap_or(0);
         hold(RULE, times == usize::from(waits), || format!("queued {times} times: {:?}", task.record))?;
-        hold(RULE, task.record.state.is_final() == task.ties.is_none(), || format!("ties of {:?}", task.record))?;
     }
     for (at, queue) in s.queue.platforms.iter().enumerate() {
         let sum = sums.get(&u32::try_from(at).unwrap_or(u32::MAX)).copied().unwrap_or_default();
@@ -141,16 +183,15 @@ pub fn check_indices(s: &Scheduler) -> Result<(), Violation> {
     const RULE: &str = "indices are true";
     let mut live: BTreeMap<(u32, usize), u64> = BTreeMap::new();
     for (_, task) in s.tasks.iter() {
-        if let (Some(_), Some(attempt)) = (task.worker, &task.record.attempt) {
+        if let (Some(_), Some(attempt)) = (task.worker(), &task.record.attempt) {
             *live.entry((task.platform.0, grade_index(attempt.grade))).or_default() += 1;
         }
     }
     for (at, worker) in s.farm.workers.iter() {
-        hold(RULE, worker.standing == worker.standing_now(), || {
-            format!("{:?} of {}", worker.standing, worker.record.name)
-        })?;
+        let is_known = worker.condition == worker.condition_now() && worker.standing == worker.standing_now();
+        hold(RULE, is_known, || format!("{:?} of {}", worker.standing, worker.name))?;
         let in_tables = worker.table.iter().all(|(platform, grade)| s.farm.pool(*platform, *grade).known.contains(at));
-        hold(RULE, in_tables, || format!("{} is not in its pools", worker.record.name))?;
+        hold(RULE, in_tables, || format!("{} is not in its pools", worker.name))?;
     }
     for (index, entry) in s.farm.platforms.iter().enumerate() {
         for grade in GRADES {
@@ -186,27 +227,31 @@ pub fn check_emulation(s: &Scheduler) -> Result<(), Violation> {
 /// Whatever waits for time to pass has its timer.
 pub fn check_timers(s: &Scheduler) -> Result<(), Violation> {
     const RULE: &str = "nothing waits forever";
-    for (_, build) in s.builds.iter().filter(|(_, build)| !build.record.state.is_final()) {
-        let set = s.timers.contains(build.record.deadline, Timer::Timeout(build.record.id));
+    for (at, build) in s.builds.iter().filter(|(_, build)| !build.record.state.is_final()) {
+        let set = s.timers.contains(build.record.deadline, Timer::Timeout(at));
         hold(RULE, set, || format!("build {} has no timeout", build.record.id))?;
     }
-    for (_, task) in s.tasks.iter() {
+    for (at, task) in s.tasks.iter() {
         if let TaskState::Backoff { until, .. } = &task.record.state {
-            let set = s.timers.contains(*until, Timer::Backoff(task.record.id));
+            let set = s.timers.contains(*until, Timer::Backoff(at));
             hold(RULE, set, || format!("task {} backs off for ever", task.record.id))?;
         }
+        let wait = s.builds[task.build].record.spec.queue_timeout;
+        if let (Some(wait), Some(since)) = (wait, waiting_since(&task.record.state)) {
+            let set = s.timers.contains(since + wait, Timer::QueueTimeout(at));
+            hold(RULE, set, || format!("task {} waits longer than it may", task.record.id))?;
+        }
     }
-    for (_, worker) in s.farm.workers.iter() {
-        let id = worker.record.id;
+    for (at, worker) in s.farm.workers.iter() {
         let set = match worker.link {
-            Link::Online { check, .. } => s.timers.contains(check, Timer::Lease(id)),
-            Link::Grace { until } => s.timers.contains(until, Timer::Grace(id)),
+            Link::Online { check, .. } => s.timers.contains(check, Timer::Lease(at)),
+            Link::Grace { until } => s.timers.contains(until, Timer::Grace(at)),
             Link::Offline => worker.attempts.is_empty(),
         };
-        hold(RULE, set, || format!("worker {} is {:?} for ever", worker.record.name, worker.link))?;
+        hold(RULE, set, || format!("worker {} is {:?} for ever", worker.name, worker.link))?;
         if let Some(quarantine) = &worker.record.quarantine {
-            let set = worker.canary_due || s.timers.contains(quarantine.canary_at, Timer::Canary(id));
-            hold(RULE, set, || format!("worker {} never gets its canary", worker.record.name))?;
+            let set = worker.canary_due || s.timers.contains(quarantine.canary_at, Timer::Canary(at));
+            hold(RULE, set, || format!("worker {} never gets its canary", worker.name))?;
         }
     }
     Ok(())
@@ -219,7 +264,7 @@ pub fn check_work_conserving(s: &Scheduler) -> Result<(), Violation> {
         // More was due than one turn may do; the rest is next.
         return Ok(());
     }
-    for (_, lane) in s.queue.lanes.iter() {
+    for (at, lane) in s.queue.lanes.iter() {
         let members = &s.farm.selectors.get(lane.key.selector).members;
         for grade in GRADES {
             if grade.is_emulated() && lane.key.mode != Mode::Open {
@@ -230,9 +275,9 @@ pub fn check_work_conserving(s: &Scheduler) -> Result<(), Violation> {
                 if !set.meets(members) {
                     continue;
                 }
-                let idle_beside = lane.tasks().find_map(|(_, order)| {
-                    set.first_common(members, 0, |worker| s.suits(order.task, worker))
-                        .map(|worker| (order.task, worker))
+                let idle_beside = s.queue.waiting_in(at).find_map(|(_, waiting)| {
+                    let suits = |worker| s.suits(waiting.task, worker);
+                    set.first_common(members, 0, suits).map(|worker| (waiting.task, worker))
                 });
                 hold(RULE, idle_beside.is_none(), || format!("{idle_beside:?} {grade}"))?;
             }
@@ -244,7 +289,9 @@ pub fn check_work_conserving(s: &Scheduler) -> Result<(), Violation> {
 /// A task is tried so often and no more.
 pub fn check_tries(s: &Scheduler) -> Result<(), Violation> {
     s.tasks.iter().try_for_each(|(_, task)| {
-        hold("tries are bounded", task.record.attempts <= s.config.attempts_per_task, || format!("{:?}", task.record))
+        hold("tries are bounded", task.record.attempts <= s.config.retries_per_task + 1, || {
+            format!("{:?}", task.record)
+        })
     })
 }
 
@@ -269,8 +316,9 @@ impl Scheduler {
         if self.mutation != crate::mutation::Mutation::None {
             return Ok(());
         }
-        let (open, held) = (self.build_ids.len() >= self.open, self.task_ids.len() == self.tasks.len());
-        hold("every build and task is found by its id", open && held, || format!("{} open builds", self.open))?;
+        hold("every build is found by its id", self.build_ids.len() == self.builds.len(), || {
+            format!("{} of {} builds", self.build_ids.len(), self.builds.len())
+        })?;
         let waiting = self.queue.waiting();
         hold("the queue holds what waits", waiting <= self.tasks.len(), || {
             format!("{waiting} of {}", self.tasks.len())
@@ -292,7 +340,8 @@ impl Scheduler {
             ("flows", self.queue.flows.len()),
             ("lanes", self.queue.lanes.len()),
             ("selectors", self.farm.selectors.len()),
-            ("memories", self.history.len()),
+            ("repositories", self.history.len()),
+            ("alike", self.alike.len()),
         ])
     }
 }

@@ -21,6 +21,7 @@
 //! |---|---|
 //! | `submit`, `builds` | what is refused; a build from its first leg to its end, and again |
 //! | `attempts`, `workers`, `quarantine` | reports and the fence; sessions and their loss; who is trusted |
+//! | `sharing` | identical legs of different builds, which run once |
 //! | `waiting`, `queue`, `place`, `emulation` | what waits, in what order, and where it goes |
 //! | `farm`, `history` | indices over workers; what past attempts taught |
 //! | `restore`, `query`, `explain` | a restart; what the API asks |
@@ -36,7 +37,9 @@ pub mod event;
 pub mod explain;
 mod farm;
 mod history;
+mod ids;
 pub mod invariants;
+mod legs;
 #[doc(hidden)]
 pub mod mutation;
 mod place;
@@ -47,6 +50,7 @@ pub mod record;
 mod restore;
 mod rng;
 mod scheduler;
+mod sharing;
 mod slab;
 mod submit;
 mod timers;
@@ -56,8 +60,9 @@ mod workers;
 pub use config::Config;
 pub use effect::Effect;
 pub use event::Event;
-pub use record::{AttemptRecord, BuildRecord, BuildState, TaskRecord, TaskState, WorkerRecord};
+pub use record::{AttemptRecord, BuildRecord, BuildState, CredentialsMark, TaskRecord, TaskState, WorkerRecord};
 pub use scheduler::Scheduler;
+pub use sharing::alike::are_alike;
 
 #[cfg(test)]
 mod testing;

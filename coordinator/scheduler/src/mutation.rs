@@ -27,10 +27,24 @@ pub enum Mutation {
     EmulateAnyway,
     /// A final report is not acknowledged when it changes nothing.
     ForgetAcknowledge,
+    /// Builds with different registry credentials share their legs.
+    ShareCredentials,
+    /// What comes of an attempt comes of its leader alone.
+    ForgetFollowers,
+    /// An attempt ends with its leader's build although others follow it.
+    ForgetHeirs,
+    /// Memory pressure makes no difference.
+    IgnorePressure,
+    /// A full disk makes no difference.
+    IgnoreFullDisk,
+    /// `--queue-timeout` is not honoured.
+    ForgetQueueTimeout,
+    /// Time goes back when the clock does.
+    TrustClock,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 18] = [
         Self::DropFence,
         Self::SkipSlotCheck,
         Self::ForgetRequeue,
@@ -42,5 +56,12 @@ impl Mutation {
         Self::ForgetPublishOnRestore,
         Self::EmulateAnyway,
         Self::ForgetAcknowledge,
+        Self::ShareCredentials,
+        Self::ForgetFollowers,
+        Self::ForgetHeirs,
+        Self::IgnorePressure,
+        Self::IgnoreFullDisk,
+        Self::ForgetQueueTimeout,
+        Self::TrustClock,
     ];
 }

@@ -7,20 +7,21 @@ use kiln_common::{Grade, WorkerId};
 
 use crate::{
     effect::{Dispatch, Effect},
+    entity::Place,
     farm::{Farm, GRADES, bitset::WorkerSet, grade_index},
     mutation::Mutation,
-    queue::lane::{Candidate, Mode},
+    queue::{Listed, flow::Tag, lane::Mode},
     record::{AttemptRecord, TaskState},
     scheduler::Scheduler,
     slab::{LaneIx, PlatformIx, TaskIx, WorkerIx},
 };
 
 impl Scheduler {
+    /// Places what may be placed since the last turn.
     pub(crate) fn place(&mut self) {
         // First who may take tasks at all, for that decides who is a last resort.
         for at in 0..self.turn.touched.len() {
-            let worker = self.turn.touched[at];
-            self.note_loss(worker);
+            self.reassess(self.turn.touched[at]);
         }
         let mut touched = std::mem::take(&mut self.turn.touched);
         for worker in touched.drain(..) {
@@ -39,20 +40,23 @@ impl Scheduler {
         self.place_shaken();
     }
 
-    /// Remembers the platforms of a worker that took tasks and takes none now.
-    fn note_loss(&mut self, worker: WorkerIx) {
-        let Some(entry) = self.farm.workers.get(worker) else { return };
-        let (old, new) = (entry.standing, entry.standing_now());
-        let lost = old.ready && (!new.ready || (new.throttled && !old.throttled));
+    /// Finds out anew what the worker is good for, and remembers its platforms if it took tasks and takes none now.
+    fn reassess(&mut self, worker: WorkerIx) {
+        let Some(entry) = self.farm.workers.get_mut(worker) else { return };
+        if !std::mem::take(&mut entry.changed) {
+            return;
+        }
+        let (old, new) = (entry.standing.condition, entry.condition_now());
+        entry.condition = new;
+        let lost = old.ready && (!new.ready || (new.strained && !old.strained));
         if lost {
-            for (platform, _) in &entry.table {
+            for (platform, _) in &*entry.table {
                 if self.queue.platform(*platform).is_some_and(|queue| queue.waiting > 0) {
                     self.turn.shaken.push(*platform);
                 }
             }
         }
-        if !new.ready || new.throttled != old.throttled || !old.ready {
-            // Its free slots are listed after it has been fed; until then nobody else is to count on them.
+        if old != new {
             self.farm.refresh(worker);
         }
     }
@@ -65,8 +69,8 @@ impl Scheduler {
             if entry.free_slots() == 0 && !unchecked && !self.ignores_cordon(worker) {
                 return;
             }
-            let Some((candidate, grade)) = self.most_urgent(worker) else { return };
-            self.dispatch(candidate.task, worker, grade, "");
+            let Some((task, grade)) = self.most_urgent(worker) else { return };
+            self.dispatch(task, worker, grade, "");
         }
     }
 
@@ -78,85 +82,83 @@ impl Scheduler {
             && entry.held() < entry.slots() as usize
     }
 
-    /// The platform that has had least of its share goes first, within it the lane whose head is due first.
-    fn most_urgent(&mut self, worker: WorkerIx) -> Option<(Candidate, Grade)> {
-        let mut best: Option<(i64, Candidate, Grade)> = None;
-        for at in 0..self.farm.workers[worker].table.len() {
-            let (platform, grade) = self.farm.workers[worker].table[at];
-            let Some(queue) = self.queue.platform(platform) else { continue };
-            let (start, lanes) = (queue.start, queue.lanes.len());
-            if best.is_some_and(|(least, _, _)| least < start) {
-                continue;
-            }
-            for lane in 0..lanes {
-                let Some(lane) = self.queue.platform(platform).and_then(|queue| queue.lanes.get(lane).copied()) else {
-                    continue;
-                };
-                let Some(candidate) = self.candidate(lane, worker, grade) else { continue };
-                let is_better = best.is_none_or(|(least, other, other_grade)| {
-                    (start, grade.is_emulated(), candidate.tag, candidate.task)
-                        < (least, other_grade.is_emulated(), other.tag, other.task)
-                });
-                if is_better {
-                    best = Some((start, candidate, grade));
-                }
+    /// The platform that has had least of its share goes first, within it the lane whose first task is due first.
+    fn most_urgent(&mut self, worker: WorkerIx) -> Option<(TaskIx, Grade)> {
+        let mut tried = None;
+        loop {
+            let table = self.farm.workers[worker].table.iter().enumerate();
+            let waiting = table.filter_map(|(at, (platform, grade))| {
+                let queue = self.queue.platform(*platform).filter(|queue| queue.waiting > 0)?;
+                Some(((queue.start, grade.is_emulated(), at), *platform, *grade))
+            });
+            let (key, platform, grade) =
+                waiting.filter(|(key, _, _)| tried < Some(*key)).min_by_key(|(key, _, _)| *key)?;
+            tried = Some(key);
+            if let Some(task) = self.most_urgent_of(platform, worker, grade) {
+                return Some((task, grade));
             }
         }
-        best.map(|(_, candidate, grade)| (candidate, grade))
+    }
+
+    fn most_urgent_of(&mut self, platform: PlatformIx, worker: WorkerIx, grade: Grade) -> Option<TaskIx> {
+        let mut tried = None;
+        loop {
+            let listed = self.next_lane(platform, worker, tried)?;
+            if self.queue.refresh(listed.lane) > listed.due {
+                // It is due later than it looked: another may be first now.
+                continue;
+            }
+            tried = Some((listed.due, listed.lane));
+            if let Some(task) = self.candidate(listed.lane, worker, grade) {
+                return Some(task);
+            }
+        }
+    }
+
+    /// The platform's lane that is due first after those that were tried, of those that the worker is able to serve.
+    fn next_lane(&self, platform: PlatformIx, worker: WorkerIx, tried: Option<(Tag, LaneIx)>) -> Option<Listed> {
+        let lanes = self.queue.platform(platform)?.lanes.iter();
+        let open = lanes.filter(|listed| tried < Some((listed.due, listed.lane)));
+        let able = open.filter(|listed| self.farm.selectors.get(listed.selector).members.contains(worker));
+        able.min_by_key(|listed| (listed.due, listed.lane)).copied()
     }
 
     /// What the lane has for this worker now, if anything.
-    fn candidate(&mut self, lane: LaneIx, worker: WorkerIx, grade: Grade) -> Option<Candidate> {
+    fn candidate(&self, lane: LaneIx, worker: WorkerIx, grade: Grade) -> Option<TaskIx> {
         let key = self.queue.lanes[lane].key;
         let members = &self.farm.selectors.get(key.selector).members;
-        if !members.contains(worker) {
-            return None;
-        }
-        let entry = &self.farm.workers[worker];
-        if entry.standing_now().throttled && self.others_can(key.platform, members, grade) {
+        if self.farm.workers[worker].condition.strained && self.others_can(key.platform, members, grade) {
             return None;
         }
         if grade.is_emulated() && self.mutation != Mutation::EmulateAnyway {
             match key.mode {
                 Mode::Closed => return None,
                 Mode::Auto if self.has_native(key.platform, members) => {
-                    let (tag, task) = self.queue.lanes[lane].last()?;
-                    let sound = self.suits(task, worker) && self.emulation_pays(task, worker);
-                    return sound.then_some(Candidate { tag, task, lane });
+                    let task = self.queue.last(lane)?;
+                    return (self.suits(task, worker) && self.emulation_pays(task, worker)).then_some(task);
                 }
                 Mode::Auto | Mode::Open => {}
             }
         }
-        let Self { queue, tasks, farm, .. } = self;
-        let id = farm.workers[worker].record.id;
-        let canary = farm.workers[worker].record.quarantine.is_some();
-        let members = &farm.selectors.get(key.selector).members;
-        let alone = |avoid: &[WorkerId]| !other_than(farm, key.platform, grade, members, avoid);
-        let accept = |task: TaskIx| {
-            let record = &tasks[task].record;
-            let first_try = record.attempts == 0;
-            (!canary || first_try) && (!record.avoid.contains(&id) || alone(&record.avoid))
-        };
-        let (tag, task) = queue.lanes[lane].first(&queue.flows, accept)?;
-        Some(Candidate { tag, task, lane })
+        self.queue.front(lane).find(|task| self.suits(*task, worker))
     }
 
     /// Whether this worker is none that the task avoids, or there is no other.
     pub(crate) fn suits(&self, task: TaskIx, worker: WorkerIx) -> bool {
         let (task, entry) = (&self.tasks[task], &self.farm.workers[worker]);
         let record = &task.record;
-        if entry.record.quarantine.is_some() && record.attempts > 0 {
+        if entry.condition.canary && record.attempts > 0 {
             return false;
         }
-        if !record.avoid.contains(&entry.record.id) {
+        if !record.avoid.contains(&entry.id) {
             return true;
         }
-        let Some(selector) = self.builds[task.build].selector else { return false };
+        let Some(ties) = self.builds[task.build].ties else { return false };
         let Some(grade) = entry.grade_of(task.platform) else { return false };
-        !other_than(&self.farm, task.platform, grade, &self.farm.selectors.get(selector).members, &record.avoid)
+        !other_than(&self.farm, task.platform, grade, &self.farm.selectors.get(ties.selector).members, &record.avoid)
     }
 
-    /// Whether a worker that is not throttled takes such tasks, now or when it has a slot.
+    /// Whether a worker that is not strained takes such tasks, now or when it has a slot.
     pub(crate) fn others_can(&self, platform: PlatformIx, members: &WorkerSet, grade: Grade) -> bool {
         let healthy = |grade| self.farm.pool(platform, grade).healthy.meets(members);
         healthy(Grade::Native) || healthy(Grade::Compat) || (grade.is_emulated() && healthy(Grade::Emulated))
@@ -166,7 +168,7 @@ impl Scheduler {
     pub(crate) fn has_native(&self, platform: PlatformIx, members: &WorkerSet) -> bool {
         [Grade::Native, Grade::Compat].into_iter().any(|grade| {
             let pool = self.farm.pool(platform, grade);
-            pool.healthy.meets(members) || pool.throttled.meets(members)
+            pool.healthy.meets(members) || pool.strained.meets(members)
         })
     }
 
@@ -179,8 +181,7 @@ impl Scheduler {
 
     fn best_free(&self, task: TaskIx) -> Option<(WorkerIx, Grade, &'static str)> {
         let entry = self.tasks.get(task)?;
-        let spot = entry.spot.as_ref()?;
-        let key = self.queue.lanes[spot.lane].key;
+        let key = self.queue.lanes[self.queue.shares[entry.share()?].lane].key;
         for grade in [Grade::Native, Grade::Compat] {
             if let Some((worker, why)) = self.free_of_grade(task, grade) {
                 return Some((worker, grade, why));
@@ -201,7 +202,7 @@ impl Scheduler {
         is_sound.then_some((worker, Grade::Emulated, why))
     }
 
-    /// The worker with the cache if it is free; else an idle one, else one with a slot left, else a throttled one where no
+    /// The worker with the cache if it is free; else an idle one, else one with a slot left, else a strained one where no
     /// other can ever take the task.
     fn free_of_grade(&self, task: TaskIx, grade: Grade) -> Option<(WorkerIx, &'static str)> {
         let entry = &self.tasks[task];
@@ -209,12 +210,13 @@ impl Scheduler {
         if !pool.has_free() {
             return None;
         }
-        let members = &self.farm.selectors.get(self.builds[entry.build].selector?).members;
-        let known = entry.ties.and_then(|ties| self.history.get(ties.memory).worker);
+        let ties = self.builds[entry.build].ties?;
+        let members = &self.farm.selectors.get(ties.selector).members;
+        let known = self.history.get(ties.repository, entry.platform).and_then(|memory| memory.worker);
         if let Some((worker, id)) = known
             && (pool.idle.contains(worker) || pool.partly.contains(worker))
             && members.contains(worker)
-            && self.farm.workers[worker].record.id == id
+            && self.farm.workers[worker].id == id
             && self.suits(task, worker)
         {
             return Some((worker, "it built this repository last and has its cache"));
@@ -225,14 +227,14 @@ impl Scheduler {
             return Some((worker, "it is the canary that ends the worker's quarantine if it goes well"));
         }
         let last_resort = || {
-            let is_needed = !pool.throttled_free.is_empty() && !self.others_can(entry.platform, members, grade);
-            is_needed.then(|| search(&pool.throttled_free)).flatten()
+            let is_needed = !pool.strained_free.is_empty() && !self.others_can(entry.platform, members, grade);
+            is_needed.then(|| search(&pool.strained_free)).flatten()
         };
         let found = search(&pool.idle).or_else(|| search(&pool.partly)).or_else(last_resort);
         found.map(|worker| (worker, ""))
     }
 
-    /// What waits for platforms that lost a worker may go to emulated or throttled workers now.
+    /// What waits for platforms that lost a worker may go to emulated or strained workers now.
     fn place_shaken(&mut self) {
         while let Some(platform) = self.turn.shaken.pop() {
             self.place_waiting(platform);
@@ -243,15 +245,10 @@ impl Scheduler {
     pub(crate) fn place_waiting(&mut self, platform: PlatformIx) {
         let lanes = self.queue.platform(platform).map(|queue| queue.lanes.clone()).unwrap_or_default();
         let mut budget = self.config.effects_per_turn / 2;
-        for lane in lanes {
+        for listed in lanes {
             while budget > 0 {
                 budget -= 1;
-                // Natively from the front; for emulation the last gains most.
-                let lane = &self.queue.lanes[lane];
-                let last = lane.last().map(|(_, task)| task);
-                let mut tasks = lane.front().into_iter().chain(last);
-                let placed = tasks.find_map(|task| self.best_free(task).map(|found| (task, found)));
-                let Some((task, (worker, grade, why))) = placed else { break };
+                let Some((task, (worker, grade, why))) = self.next_of_lane(listed.lane) else { break };
                 self.dispatch(task, worker, grade, why);
                 self.farm.refresh(worker);
             }
@@ -261,47 +258,59 @@ impl Scheduler {
         }
     }
 
+    /// A task of the lane with the worker for it: natively from the front; for emulation the last gains most.
+    fn next_of_lane(&self, lane: LaneIx) -> Option<(TaskIx, (WorkerIx, Grade, &'static str))> {
+        let mut tasks = self.queue.front(lane).chain(self.queue.last(lane));
+        tasks.find_map(|task| self.best_free(task).map(|found| (task, found)))
+    }
+
     /// Gives the task to the worker: a new attempt.
     pub(crate) fn dispatch(&mut self, at: TaskIx, worker: WorkerIx, grade: Grade, why: &str) {
         let reason = self.reason_for(at, worker, grade, why);
         let attempt = kiln_common::AttemptId::from_uuid(self.ids.next(self.now));
         self.leave_queue(at, Some(self.predicted(at, worker, grade)));
-        let (now, task, entry) = (self.now, &mut self.tasks[at], &mut self.farm.workers[worker]);
-        let build = &self.builds[task.build];
+        let (now, entry) = (self.now, &mut self.farm.workers[worker]);
         entry.attempts.insert(attempt, at);
-        if entry.record.quarantine.is_some() {
+        if entry.condition.canary {
             entry.canary = Some(attempt);
         }
-        task.worker = Some(worker);
-        task.record.state = TaskState::Assigned;
-        task.record.attempts += 1;
-        task.record.attempt = Some(AttemptRecord {
-            id: attempt,
-            worker: entry.record.id,
-            worker_name: entry.record.name.clone(),
+        let task = &mut self.tasks[at];
+        task.place = Place::On(worker);
+        let build = &self.builds[task.build];
+        let deadline = build.deadline;
+        let dispatch = Dispatch {
+            worker: entry.id,
+            worker_name: entry.name.clone(),
+            attempt,
+            task: task.record.id,
+            build: build.id,
+            platform: task.record.platform.clone(),
             grade,
             reason: reason.clone(),
+            spec: build.spec.clone(),
+            deadline,
+            time_left: deadline.since(now),
+        };
+        let record = task.record_mut();
+        record.attempts += 1;
+        record.attempt = Some(AttemptRecord {
+            id: attempt,
+            worker: entry.id,
+            worker_name: entry.name.clone(),
+            grade,
+            reason,
             assigned_at: now,
             started_at: None,
             finished_at: None,
+            deadline: Some(deadline),
+            began_for: None,
         });
         let place = &mut self.farm.platforms[task.platform.0 as usize];
         place.live[grade_index(grade)] += 1;
         place.cursors[grade_index(grade)] = worker.0 + 1;
-        let dispatch = Dispatch {
-            worker: entry.record.id,
-            worker_name: entry.record.name.clone(),
-            attempt,
-            task: task.record.id,
-            build: build.record.id,
-            platform: task.record.platform.clone(),
-            grade,
-            reason,
-            spec: build.record.spec.clone(),
-            deadline: build.record.deadline,
-        };
-        self.changed_task(at);
+        self.set_state(at, TaskState::Assigned);
         self.act(Effect::Dispatch(Box::new(dispatch)));
+        self.gather(at);
         if self.mutation == Mutation::DispatchTwice && self.tasks[at].record.attempts == 1 {
             self.join_queue(at);
         }
@@ -311,7 +320,7 @@ impl Scheduler {
 /// Whether a healthy worker other than those to avoid takes such tasks. In place of a native worker only a native one counts:
 /// nobody can tell whether the task would ever be emulated.
 fn other_than(farm: &Farm, platform: PlatformIx, grade: Grade, members: &WorkerSet, avoid: &[WorkerId]) -> bool {
-    let avoided = |worker: WorkerIx| avoid.contains(&farm.workers[worker].record.id);
+    let avoided = |worker: WorkerIx| avoid.contains(&farm.workers[worker].id);
     GRADES.into_iter().filter(|other| grade.is_emulated() || !other.is_emulated()).any(|other| {
         let pool = farm.pool(platform, other);
         pool.healthy.first_common(members, 0, |worker| !avoided(worker)).is_some()

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kiln_common::{Timestamp, WorkerId, emulation::format_duration};
+use kiln_common::{Timestamp, emulation::format_duration};
 
 use crate::{record::Quarantine, scheduler::Scheduler, slab::WorkerIx, timers::Timer};
 
@@ -13,13 +13,13 @@ impl Scheduler {
         let now = self.now;
         let window = self.config.quarantine_window;
         let entry = &mut self.farm.workers[at];
-        entry.failures.push_back(now);
-        while entry.failures.front().is_some_and(|first| *first + window < now)
-            || entry.failures.len() > self.config.quarantine_failures
+        entry.health.failures.push_back(now);
+        while entry.health.failures.front().is_some_and(|first| *first + window < now)
+            || entry.health.failures.len() > self.config.quarantine_failures
         {
-            entry.failures.pop_front();
+            entry.health.failures.pop_front();
         }
-        let failures = entry.failures.len();
+        let failures = entry.health.failures.len();
         match &entry.record.quarantine {
             Some(quarantine) if was_canary => {
                 let failed = quarantine.failed_canaries + 1;
@@ -46,16 +46,14 @@ impl Scheduler {
         let since = entry.record.quarantine.as_ref().map_or(now, |known| known.since);
         entry.record.quarantine = Some(Quarantine { reason, since, canary_at, failed_canaries });
         entry.canary_due = false;
-        entry.failures.clear();
-        let id = entry.record.id;
-        self.timers.set(canary_at, Timer::Canary(id));
+        entry.health.failures.clear();
+        self.timers.set(canary_at, Timer::Canary(at));
         self.changed_worker(at);
         self.touch(at);
     }
 
-    pub(crate) fn on_canary_time(&mut self, id: WorkerId, due: Timestamp) {
-        let Some(at) = self.farm.find(id) else { return };
-        let entry = &mut self.farm.workers[at];
+    pub(crate) fn on_canary_time(&mut self, at: WorkerIx, due: Timestamp) {
+        let Some(entry) = self.farm.workers.get_mut(at) else { return };
         if entry.record.quarantine.as_ref().is_some_and(|quarantine| quarantine.canary_at == due) {
             entry.canary_due = true;
             self.touch(at);
@@ -74,9 +72,13 @@ impl Scheduler {
         if entry.record.quarantine.take().is_some() {
             entry.canary_due = false;
             entry.canary = None;
-            entry.failures.clear();
+            entry.health.failures.clear();
             self.changed_worker(at);
             self.touch(at);
+            // What was a canary is an attempt like others now.
+            for (_, task) in self.farm.workers[at].attempts.iter().collect::<Vec<_>>() {
+                self.gather(task);
+            }
         }
     }
 }

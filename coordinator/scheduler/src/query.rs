@@ -42,18 +42,13 @@ pub enum WorkerState {
 impl Scheduler {
     #[must_use]
     pub fn build(&self, id: BuildId) -> Option<&BuildRecord> {
-        self.build_ids.get(&id).map(|at| &self.builds[*at].record)
+        self.build_ids.get(&id).map(|at| &*self.builds[*at].record)
     }
 
     /// The tasks of a build, in the order of its spec; empty when it is not in memory.
     pub fn tasks_of(&self, id: BuildId) -> impl Iterator<Item = &TaskRecord> {
         let tasks = self.build_ids.get(&id).map(|at| self.builds[*at].tasks.as_slice()).unwrap_or_default();
-        tasks.iter().map(|task| &self.tasks[*task].record)
-    }
-
-    #[must_use]
-    pub fn task(&self, id: TaskId) -> Option<&TaskRecord> {
-        self.task_ids.get(&id).map(|at| &self.tasks[*at].record)
+        tasks.iter().map(|task| &*self.tasks[*task].record)
     }
 
     /// The build that a request id made, as long as the farm remembers it.
@@ -70,7 +65,7 @@ impl Scheduler {
 
     /// All builds in memory, by id: oldest first.
     pub fn builds(&self) -> impl Iterator<Item = &BuildRecord> {
-        self.build_ids.values().map(|at| &self.builds[*at].record)
+        self.build_ids.values().map(|at| &*self.builds[*at].record)
     }
 
     /// Tasks that wait for a worker.
@@ -81,7 +76,7 @@ impl Scheduler {
 
     /// All workers, by id.
     pub fn workers(&self) -> impl Iterator<Item = WorkerView<'_>> {
-        self.farm.ids.values().map(|at| self.view(*at))
+        self.farm.by_id().into_iter().map(|at| self.view(at))
     }
 
     #[must_use]
@@ -106,7 +101,7 @@ impl Scheduler {
     /// Whether the attempt is the current one of a task on this worker: what may fetch contexts and write logs.
     #[must_use]
     pub fn is_current(&self, worker: WorkerId, attempt: kiln_common::AttemptId) -> bool {
-        self.farm.find(worker).is_some_and(|at| self.farm.workers[at].attempts.contains_key(&attempt))
+        self.farm.find(worker).is_some_and(|at| self.farm.workers[at].attempts.has(attempt))
     }
 
     fn view(&self, at: WorkerIx) -> WorkerView<'_> {
@@ -118,21 +113,25 @@ impl Scheduler {
             reason,
             slots: worker.slots(),
             slots_used: worker.held(),
-            tasks: worker.attempts.values().map(|task| self.tasks[*task].record.id).collect(),
-            stats: worker.stats,
-            last_seen: worker.last_seen,
+            tasks: worker.attempts.iter().map(|(_, task)| self.tasks[task].record.id).collect(),
+            stats: worker.health.stats,
+            last_seen: worker.health.last_seen,
         }
     }
 
     /// Why the task waits, in a sentence; `None` when it does not.
     #[must_use]
-    pub fn waiting_reason(&self, id: TaskId) -> Option<String> {
-        let at = *self.task_ids.get(&id)?;
-        match &self.tasks[at].record.state {
-            TaskState::Waiting { .. } => Some(self.why_waiting(at)),
+    pub fn waiting_reason(&self, task: &TaskRecord) -> Option<String> {
+        match &task.state {
+            TaskState::Waiting { .. } => {
+                let build = self.build_ids.get(&task.build)?;
+                let mut tasks = self.builds[*build].tasks.iter();
+                tasks.find(|at| self.tasks[**at].record.id == task.id).map(|at| self.why_waiting(*at))
+            }
             TaskState::Backoff { message, .. } => Some(format!("tried again in a moment, after: {message}")),
             TaskState::Assigned
             | TaskState::Running
+            | TaskState::Shared { .. }
             | TaskState::Succeeded { .. }
             | TaskState::Failed { .. }
             | TaskState::Cancelled => None,
@@ -148,10 +147,11 @@ fn state_of(worker: &Worker) -> (WorkerState, String) {
         return (WorkerState::Quarantined, quarantine.reason.clone());
     }
     match worker.unready() {
-        None if worker.stats.throttled => {
-            (WorkerState::Ready, "throttled: it gets tasks only when no other can".to_owned())
+        None => {
+            let strained =
+                worker.strained().map(|strained| format!("{strained}: it gets tasks only when no other can"));
+            (WorkerState::Ready, strained.unwrap_or_default())
         }
-        None => (WorkerState::Ready, String::new()),
         Some(Unready::Offline) => (WorkerState::Offline, String::new()),
         Some(unready @ Unready::Lost) => (WorkerState::Offline, unready.to_string()),
         Some(Unready::Leaving(reason)) => (WorkerState::Draining, reason.to_owned()),
@@ -159,7 +159,7 @@ fn state_of(worker: &Worker) -> (WorkerState, String) {
             (if draining { WorkerState::Draining } else { WorkerState::Cordoned }, reason.to_owned())
         }
         Some(Unready::Quarantined(reason)) => (WorkerState::Quarantined, reason.to_owned()),
-        Some(unready @ (Unready::LowDisk { .. } | Unready::LowMemory { .. })) => {
+        Some(unready @ (Unready::LowDisk { .. } | Unready::LowMemory { .. } | Unready::MemoryPressure(_))) => {
             (WorkerState::Ready, unready.to_string())
         }
     }

@@ -14,6 +14,9 @@ pub struct BuildRecord {
     pub id: BuildId,
     /// The caller's own id of the request, where it gave one.
     pub request_id: Option<String>,
+    /// Whose registry credentials it was given; `None` without any.
+    #[serde(default)]
+    pub credentials: Option<CredentialsMark>,
     /// Shared, for every attempt and every publish hands it on.
     pub spec: Arc<BuildSpec>,
     pub state: BuildState,
@@ -32,6 +35,12 @@ pub struct BuildRecord {
     /// Counts up with every change of this record. A build's changes as people see them are this plus its tasks' revisions.
     pub revision: u64,
 }
+
+/// Tells a build's registry credentials from others without telling them: equal marks, equal credentials. Whoever makes it
+/// keys it, so that nobody who reads the store can try passwords against it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CredentialsMark(pub Arc<str>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -119,6 +128,11 @@ pub enum TaskState {
     /// Given to its attempt's worker, which has not said yet that it started.
     Assigned,
     Running,
+    /// It takes over what comes of an identical leg's attempt, which is on a worker.
+    Shared {
+        with: TaskId,
+        build: BuildId,
+    },
     /// An infrastructure failure; waiting again from `until` on.
     Backoff {
         until: Timestamp,
@@ -126,7 +140,7 @@ pub enum TaskState {
     },
     /// Final: the image is pushed by digest.
     Succeeded {
-        image: ImageDescriptor,
+        image: Arc<ImageDescriptor>,
     },
     /// Final.
     Failed {
@@ -140,17 +154,18 @@ impl TaskState {
     #[must_use]
     pub const fn is_final(&self) -> bool {
         match self {
-            Self::Waiting { .. } | Self::Assigned | Self::Running | Self::Backoff { .. } => false,
+            Self::Waiting { .. } | Self::Assigned | Self::Running | Self::Shared { .. } | Self::Backoff { .. } => false,
             Self::Succeeded { .. } | Self::Failed { .. } | Self::Cancelled => true,
         }
     }
 
-    /// Whether an attempt of the task is on a worker.
+    /// Whether an attempt of the task's own is on a worker.
     #[must_use]
     pub const fn is_live(&self) -> bool {
         match self {
             Self::Assigned | Self::Running => true,
             Self::Waiting { .. }
+            | Self::Shared { .. }
             | Self::Backoff { .. }
             | Self::Succeeded { .. }
             | Self::Failed { .. }
@@ -164,20 +179,26 @@ impl TaskState {
 pub struct AttemptRecord {
     pub id: AttemptId,
     pub worker: WorkerId,
-    pub worker_name: String,
+    pub worker_name: Arc<str>,
     pub grade: Grade,
     /// Why this worker and this grade, for people; always set when the grade is emulated.
-    pub reason: String,
+    pub reason: Arc<str>,
     pub assigned_at: Timestamp,
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,
+    /// When its worker is to give up: the end of the build for which it began.
+    #[serde(default)]
+    pub deadline: Option<Timestamp>,
+    /// The build for which it began, where that is another one with an identical leg.
+    #[serde(default)]
+    pub began_for: Option<BuildId>,
 }
 
 /// What the farm keeps of a worker across restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerRecord {
     pub id: WorkerId,
-    pub name: String,
+    pub name: Arc<str>,
     pub joined_at: Timestamp,
     /// What it said last; `None` until its first session.
     pub facts: Option<WorkerFacts>,

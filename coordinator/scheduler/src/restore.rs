@@ -3,16 +3,15 @@
 //! Live attempts wait the grace period for their workers; a build that was publishing hands its job out again; a final build's
 //! `Finished` is given out again, for the crash may have come before its secrets were forgotten.
 
-use kiln_common::WorkerId;
-
 use crate::{
     effect::Effect,
-    entity::Build,
+    entity::Place,
     farm::{grade_index, worker::Link},
     mutation::Mutation,
     record::{BuildRecord, BuildState, TaskRecord, TaskState, WorkerRecord},
     scheduler::Scheduler,
     slab::{BuildIx, TaskIx, WorkerIx},
+    submit::repository_of,
     timers::Timer,
 };
 
@@ -27,8 +26,19 @@ impl Scheduler {
                 restored.push(at);
             }
         }
+        for at in &restored {
+            self.resume(*at);
+        }
         for at in restored {
-            self.resume(at);
+            self.resume_shared(at);
+        }
+    }
+
+    /// Once it is known which attempts are still there.
+    fn resume_shared(&mut self, at: BuildIx) {
+        for task in self.builds[at].tasks.clone() {
+            self.resume_sharing(task);
+            self.gather(task);
         }
     }
 
@@ -40,11 +50,10 @@ impl Scheduler {
     }
 
     fn restore_worker(&mut self, record: WorkerRecord) {
-        let id = record.id;
         let canary_at = record.quarantine.as_ref().map(|quarantine| quarantine.canary_at);
-        self.farm.enroll(record);
+        let at = self.farm.enroll(record);
         if let Some(canary_at) = canary_at {
-            self.timers.set(canary_at, Timer::Canary(id));
+            self.timers.set(canary_at, Timer::Canary(at));
         }
     }
 
@@ -58,22 +67,11 @@ impl Scheduler {
             self.requests.insert(request.clone(), id);
         }
         let (is_final, finished) = (record.state.is_final(), record.finished_at);
-        let order = record.tasks.clone();
-        let at = self.builds.insert(Build {
-            project: record.spec.project.as_str().into(),
-            record,
-            tasks: Vec::new(),
-            selector: None,
-            optional_until: None,
-            dirty: false,
-        });
-        self.build_ids.insert(id, at);
-        let place = |task: &TaskRecord| order.iter().position(|id| *id == task.id);
         let mut tasks = tasks;
-        tasks.sort_by_key(|task| place(task).unwrap_or(usize::MAX));
-        for task in tasks {
-            let index = self.add_task(at, task);
-            self.learn_from_record(index);
+        tasks.sort_by_key(|task| record.tasks.iter().position(|id| *id == task.id).unwrap_or(usize::MAX));
+        let at = self.add_build(record, tasks);
+        for task in self.builds[at].tasks.clone() {
+            self.learn_from_record(task);
         }
         if is_final {
             let finished = finished.unwrap_or(self.now);
@@ -89,16 +87,16 @@ impl Scheduler {
     fn learn_from_record(&mut self, at: TaskIx) {
         let record = &self.tasks[at].record;
         let (TaskState::Succeeded { .. }, Some(attempt)) = (&record.state, &record.attempt) else { return };
+        if attempt.began_for.is_some() {
+            return;
+        }
         let (Some(finished), Some(worker)) = (attempt.finished_at, self.farm.find(attempt.worker)) else { return };
         let took = finished.since(attempt.started_at.unwrap_or(attempt.assigned_at)).as_millis();
         let (emulated, worker, platform) =
             (attempt.grade.is_emulated(), (worker, attempt.worker), self.tasks[at].platform);
-        self.tie(at);
-        if let Some(ties) = self.tasks[at].ties {
-            let took = u64::try_from(took).unwrap_or(u64::MAX);
-            self.history.learn(ties.memory, platform, worker, emulated, took);
-        }
-        self.untie(at);
+        let repository = self.history.acquire(&repository_of(&self.builds[self.tasks[at].build].spec));
+        self.history.learn(repository, platform, worker, emulated, u64::try_from(took).unwrap_or(u64::MAX));
+        self.history.release(repository);
     }
 
     /// Goes on where the records end.
@@ -125,41 +123,34 @@ impl Scheduler {
 
     fn resume_task(&mut self, at: TaskIx) {
         match self.tasks[at].record.state {
-            TaskState::Waiting { .. } => {
-                self.tie(at);
-                self.join_queue(at);
-            }
-            TaskState::Backoff { until, .. } => {
-                self.tie(at);
-                let id = self.tasks[at].record.id;
-                self.timers.set(until, Timer::Backoff(id));
-            }
-            TaskState::Assigned | TaskState::Running => {
-                self.tie(at);
-                self.resume_attempt(at);
-            }
-            TaskState::Succeeded { .. } | TaskState::Failed { .. } | TaskState::Cancelled => {}
+            TaskState::Waiting { .. } => self.join_queue(at),
+            TaskState::Backoff { until, .. } => self.timers.set(until, Timer::Backoff(at)),
+            TaskState::Assigned | TaskState::Running => self.resume_attempt(at),
+            TaskState::Shared { .. }
+            | TaskState::Succeeded { .. }
+            | TaskState::Failed { .. }
+            | TaskState::Cancelled => {}
         }
     }
 
     fn resume_attempt(&mut self, at: TaskIx) {
-        let attempt = self.tasks[at].record.attempt.clone();
-        let worker = attempt.as_ref().and_then(|attempt| self.farm.find(attempt.worker));
-        let (Some(attempt), Some(worker)) = (attempt, worker) else { return self.begin_waiting(at) };
-        let platform = self.tasks[at].platform;
-        self.farm.platforms[platform.0 as usize].live[grade_index(attempt.grade)] += 1;
-        self.tasks[at].worker = Some(worker);
-        self.farm.workers[worker].attempts.insert(attempt.id, at);
-        self.await_worker(worker, attempt.worker);
+        let task = &self.tasks[at];
+        let attempt = task.record.attempt.as_ref();
+        let known = attempt.and_then(|attempt| Some((attempt.id, attempt.grade, self.farm.find(attempt.worker)?)));
+        let Some((attempt, grade, worker)) = known else { return self.begin_waiting(at) };
+        self.farm.platforms[task.platform.0 as usize].live[grade_index(grade)] += 1;
+        self.tasks[at].place = Place::On(worker);
+        self.farm.workers[worker].attempts.insert(attempt, at);
+        self.await_worker(worker);
     }
 
-    fn await_worker(&mut self, at: WorkerIx, id: WorkerId) {
+    fn await_worker(&mut self, at: WorkerIx) {
         let until = self.now + self.config.reconnect_grace;
         let entry = &mut self.farm.workers[at];
         entry.excess = entry.excess.max(entry.held());
         if entry.link == Link::Offline {
             entry.link = Link::Grace { until };
-            self.timers.set(until, Timer::Grace(id));
+            self.timers.set(until, Timer::Grace(at));
         }
     }
 }

@@ -4,9 +4,12 @@
 //! A turn changes records and collects acts, then settles: touched workers are fed, fresh tasks placed, and each changed
 //! record is given out once, before the acts.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use kiln_common::{BuildId, TaskId, Timestamp, id::IdSource};
+use kiln_common::{BuildId, Timestamp, id::IdSource};
 
 use crate::{
     config::Config,
@@ -18,6 +21,7 @@ use crate::{
     mutation::Mutation,
     queue::Queue,
     rng::Rng,
+    sharing::alike::Alike,
     slab::{BuildIx, PlatformIx, Slab, TaskIx, WorkerIx},
     timers::{Timer, Timers},
 };
@@ -34,15 +38,17 @@ pub struct Scheduler {
     pub(crate) farm: Farm,
     pub(crate) queue: Queue,
     pub(crate) history: History,
+    pub(crate) alike: Alike,
     pub(crate) builds: Slab<BuildIx, Build>,
     pub(crate) build_ids: BTreeMap<BuildId, BuildIx>,
     pub(crate) tasks: Slab<TaskIx, Task>,
-    pub(crate) task_ids: BTreeMap<TaskId, TaskIx>,
     pub(crate) requests: BTreeMap<String, BuildId>,
     /// Request ids whose builds are forgotten, oldest first.
     pub(crate) old_requests: VecDeque<String>,
     /// Builds that are not final.
     pub(crate) open: usize,
+    /// Builds that opened so far, some again.
+    pub(crate) opened: u64,
     /// Final builds, in the order in which they became so.
     pub(crate) finals: VecDeque<(Timestamp, BuildId)>,
     pub(crate) timers: Timers,
@@ -85,13 +91,14 @@ impl Scheduler {
             farm: Farm::default(),
             queue: Queue::default(),
             history: History::default(),
+            alike: Alike::default(),
             builds: Slab::default(),
             build_ids: BTreeMap::new(),
             tasks: Slab::default(),
-            task_ids: BTreeMap::new(),
             requests: BTreeMap::new(),
             old_requests: VecDeque::new(),
             open: 0,
+            opened: 0,
             finals: VecDeque::new(),
             timers: Timers::default(),
             review_at: None,
@@ -108,14 +115,16 @@ impl Scheduler {
 
     /// As [`Self::handle`], into the caller's buffer.
     pub fn handle_into(&mut self, event: Event, now: Timestamp, effects: &mut Vec<Effect>) {
-        self.now = self.now.max(now);
+        self.now = if self.mutation == Mutation::TrustClock { now } else { self.now.max(now) };
         match event {
             Event::Restore { builds, workers } => self.on_restore(builds, workers),
-            Event::Submit { build, request_id, spec } => self.on_submit(build, request_id, *spec),
+            Event::Submit { build, request_id, spec, credentials } => {
+                self.on_submit(build, request_id, *spec, credentials);
+            }
             Event::Cancel { build, reason } => self.on_cancel(build, reason),
             Event::Recall { build, tasks } => self.on_recall(*build, tasks),
-            Event::Retry { build } => self.on_retry(build),
-            Event::Backfill { build } => self.on_backfill(build),
+            Event::Retry { build, credentials } => self.on_retry(build, credentials),
+            Event::Backfill { build, credentials } => self.on_backfill(build, credentials),
             Event::WorkerEnrolled { worker } => self.on_worker_enrolled(worker),
             Event::WorkerConnected { worker, facts, attempts } => self.on_worker_connected(worker, *facts, &attempts),
             Event::WorkerHeartbeat { worker, stats } => self.on_worker_heartbeat(worker, stats),
@@ -169,6 +178,7 @@ impl Scheduler {
             Timer::StopAgain(worker) => self.on_stop_again(worker),
             Timer::Backoff(task) => self.on_backoff_over(task, at),
             Timer::EmulationWait(task) => self.on_emulation_wait_over(task, at),
+            Timer::QueueTimeout(task) => self.on_queue_timeout(task, at),
             Timer::Timeout(build) => self.on_timeout(build, at),
             Timer::OptionalPatience(build) => self.on_optional_patience_over(build, at),
             Timer::EmulationReview => self.on_emulation_review(),
@@ -186,21 +196,21 @@ impl Scheduler {
         for at in self.turn.builds.drain(..) {
             if let Some(build) = self.builds.get_mut(at) {
                 build.dirty = false;
-                build.record.revision += 1;
-                effects.push(Effect::PutBuild(Box::new(build.record.clone())));
+                build.record_mut().revision += 1;
+                effects.push(Effect::PutBuild(Arc::clone(&build.record)));
             }
         }
         for at in self.turn.tasks.drain(..) {
             if let Some(task) = self.tasks.get_mut(at) {
                 task.dirty = false;
-                task.record.revision += 1;
-                effects.push(Effect::PutTask(Box::new(task.record.clone())));
+                task.record_mut().revision += 1;
+                effects.push(Effect::PutTask(Arc::clone(&task.record)));
             }
         }
         for at in self.turn.workers.drain(..) {
             if let Some(worker) = self.farm.workers.get_mut(at) {
                 worker.dirty = false;
-                effects.push(Effect::PutWorker(Box::new(worker.record.clone())));
+                effects.push(Effect::PutWorker(worker.record.clone()));
             }
         }
         effects.append(&mut self.turn.acts);
@@ -237,8 +247,14 @@ impl Scheduler {
         }
     }
 
-    /// The worker may have room, or less of it.
+    /// What the worker is good for may have changed.
     pub(crate) fn touch(&mut self, at: WorkerIx) {
+        self.farm.workers[at].changed = true;
+        self.freed(at);
+    }
+
+    /// The worker may have room.
+    pub(crate) fn freed(&mut self, at: WorkerIx) {
         let worker = &mut self.farm.workers[at];
         if !worker.touched {
             worker.touched = true;

@@ -22,6 +22,7 @@ macro_rules! index_types {
 }
 
 index_types! {
+    AlikeIx;
     BuildIx;
     TaskIx;
     WorkerIx;
@@ -29,7 +30,9 @@ index_types! {
     SelectorIx;
     LaneIx;
     FlowIx;
-    MemoryIx;
+    ProjectIx;
+    RepositoryIx;
+    ShareIx;
 }
 
 /// Entries move never and the storage grows by a page, so that no insert pays for all that are there.

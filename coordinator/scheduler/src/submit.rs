@@ -6,11 +6,13 @@ use kiln_common::{BuildId, BuildSpec, EmulationPolicy, Grade, Platform, TaskId};
 
 use crate::{
     effect::{Effect, Refusal},
-    entity::{Build, Task},
-    farm::{GRADES, selector::Needs, worker::Worker},
-    record::{BuildRecord, BuildState, TaskRecord, TaskState},
+    entity::{Build, Place, Task, Ties},
+    farm::{GRADES, grade_index, selector::Needs, worker::Worker},
+    legs::Legs,
+    queue::lane::due_of,
+    record::{BuildRecord, BuildState, CredentialsMark, TaskRecord, TaskState},
     scheduler::Scheduler,
-    slab::{BuildIx, TaskIx},
+    slab::BuildIx,
     timers::Timer,
 };
 
@@ -18,18 +20,24 @@ use crate::{
 const NAMED: usize = 5;
 
 impl Scheduler {
-    pub(crate) fn on_submit(&mut self, id: BuildId, request_id: Option<String>, spec: BuildSpec) {
+    pub(crate) fn on_submit(
+        &mut self,
+        id: BuildId,
+        request_id: Option<String>,
+        spec: BuildSpec,
+        credentials: Option<CredentialsMark>,
+    ) {
         let earlier = request_id.as_ref().and_then(|request| self.requests.get(request).copied());
         if let Some(build) = earlier.or_else(|| self.build_ids.contains_key(&id).then_some(id)) {
             return self.act(Effect::Accepted { build });
         }
         if let Err(refusal) = self.check_submit(&spec) {
-            return self.act(Effect::Refused { build: id, refusal });
+            return self.act(Effect::Refused { build: id, refusal: Box::new(refusal) });
         }
         if let Some(request) = &request_id {
             self.requests.insert(request.clone(), id);
         }
-        let at = self.begin_build(id, request_id, spec);
+        let at = self.begin_build(id, request_id, spec, credentials);
         self.act(Effect::Accepted { build: id });
         for task in self.builds[at].tasks.clone() {
             self.begin_waiting(task);
@@ -59,15 +67,20 @@ impl Scheduler {
     }
 
     fn check_platform(&self, platform: &Platform, grades: &[Grade], needs: &Needs) -> Result<(), Refusal> {
+        let at = self.farm.platform(platform);
+        let known = |grade: &Grade| at.is_some_and(|at| self.farm.entry(at).is_known(*grade));
+        if let (Some(at), Some(able)) = (at, self.farm.selectors.members(needs))
+            && grades.iter().any(|grade| self.farm.entry(at).pools[grade_index(*grade)].known.meets(able))
+        {
+            return Ok(());
+        }
         let platform = platform.clone();
-        let entry = self.farm.platform(&platform).map(|at| self.farm.entry(at));
-        let Some(entry) = entry.filter(|entry| GRADES.iter().any(|grade| entry.is_known(*grade))) else {
+        if !GRADES.iter().any(known) {
             return Err(Refusal::NoWorkerForPlatform { platform, available: self.farm.available(&GRADES) });
-        };
-        if !grades.iter().any(|grade| entry.is_known(*grade)) {
+        }
+        if !grades.iter().any(known) {
             return Err(Refusal::OnlyEmulated { platform });
         }
-        let at = self.farm.platform(&platform);
         let able = || {
             let runs = move |worker: &&Worker| {
                 at.and_then(|at| worker.grade_of(at)).is_some_and(|grade| grades.contains(&grade))
@@ -86,34 +99,18 @@ impl Scheduler {
         Err(Refusal::NoWorkerWithLabels { platform, labels })
     }
 
-    fn begin_build(&mut self, id: BuildId, request_id: Option<String>, spec: BuildSpec) -> BuildIx {
+    fn begin_build(
+        &mut self,
+        id: BuildId,
+        request_id: Option<String>,
+        spec: BuildSpec,
+        credentials: Option<CredentialsMark>,
+    ) -> BuildIx {
         let now = self.now;
         let spec = Arc::new(spec);
-        let deadline = now + spec.timeout;
-        let at = self.builds.insert(Build {
-            project: spec.project.as_str().into(),
-            tasks: Vec::new(),
-            selector: None,
-            optional_until: None,
-            dirty: false,
-            record: BuildRecord {
-                id,
-                request_id,
-                spec: Arc::clone(&spec),
-                state: BuildState::Queued,
-                tasks: Vec::new(),
-                created_at: now,
-                started_at: None,
-                finished_at: None,
-                deadline,
-                publishes: 0,
-                published: None,
-                revision: 0,
-            },
-        });
-        self.build_ids.insert(id, at);
-        for request in &spec.platforms {
-            let record = TaskRecord {
+        let requests = spec.platforms.iter();
+        let tasks: Vec<_> = requests
+            .map(|request| TaskRecord {
                 id: TaskId::from_uuid(self.ids.next(now)),
                 build: id,
                 platform: request.platform.clone(),
@@ -123,43 +120,85 @@ impl Scheduler {
                 attempt: None,
                 avoid: Vec::new(),
                 revision: 0,
-            };
-            self.builds[at].record.tasks.push(record.id);
-            self.add_task(at, record);
-        }
+            })
+            .collect();
+        let record = BuildRecord {
+            id,
+            request_id,
+            credentials,
+            deadline: now + spec.timeout,
+            spec,
+            state: BuildState::Queued,
+            tasks: tasks.iter().map(|task| task.id).collect(),
+            created_at: now,
+            started_at: None,
+            finished_at: None,
+            publishes: 0,
+            published: None,
+            revision: 0,
+        };
+        let at = self.add_build(record, tasks);
         self.open_build(at);
         self.changed_build(at);
         at
     }
 
-    pub(crate) fn add_task(&mut self, build: BuildIx, record: TaskRecord) -> TaskIx {
-        let id = record.id;
-        let platform = self.farm.intern(&record.platform);
-        let at = self.tasks.insert(Task {
-            record,
-            build,
-            platform,
+    /// Takes a build and its tasks in, as their records are.
+    pub(crate) fn add_build(&mut self, record: BuildRecord, tasks: Vec<TaskRecord>) -> BuildIx {
+        let (id, spec) = (record.id, &record.spec);
+        let policy_waits = matches!(spec.emulation, EmulationPolicy::Wait(_));
+        let at = self.builds.insert(Build {
+            id,
+            spec: Arc::clone(spec),
+            deadline: record.deadline,
+            tasks: Vec::with_capacity(tasks.len()),
             ties: None,
-            spot: None,
-            worker: None,
-            emulation_at: None,
+            legs: Legs::default(),
+            due: due_of(record.created_at, spec.priority),
+            sequence: 0,
+            has_twins: false,
+            times_waits: policy_waits || spec.queue_timeout.is_some(),
             dirty: false,
+            optional_until: None,
+            record: Arc::new(record),
         });
-        self.task_ids.insert(id, at);
-        self.builds[build].tasks.push(at);
+        self.build_ids.insert(id, at);
+        for record in tasks {
+            self.add_task(at, record);
+        }
         at
     }
 
-    /// The build is not final (any more): it counts, has a selector and runs out of time one day.
+    fn add_task(&mut self, build: BuildIx, mut record: TaskRecord) {
+        let platform = self.farm.intern(&record.platform);
+        record.platform = self.farm.entry(platform).platform.clone();
+        self.builds[build].legs.add(record.required, &record.state);
+        let at =
+            self.tasks.insert(Task { record: Arc::new(record), build, platform, place: Place::Nowhere, dirty: false });
+        self.builds[build].tasks.push(at);
+    }
+
+    /// The build is not final (any more): it counts, has its ties and runs out of time one day.
     pub(crate) fn open_build(&mut self, at: BuildIx) {
-        let needs = Needs::of(&self.builds[at].record.spec);
-        let selector = self.farm.selectors.acquire(needs, &self.farm.workers);
+        let (spec, deadline) = (Arc::clone(&self.builds[at].spec), self.builds[at].deadline);
+        let ties = Ties {
+            selector: self.farm.selectors.acquire(Needs::of(&spec), &self.farm.workers),
+            project: self.queue.flows.acquire(&spec.project),
+            repository: self.history.acquire(&repository_of(&spec)),
+            alike: self.join_alike(at),
+        };
+        self.opened += 1;
         let build = &mut self.builds[at];
-        build.selector = Some(selector);
-        let (deadline, id) = (build.record.deadline, build.record.id);
-        self.timers.set(deadline, Timer::Timeout(id));
+        build.ties = Some(ties);
+        build.sequence = self.opened;
+        self.timers.set(deadline, Timer::Timeout(at));
         self.open += 1;
     }
+}
+
+/// What a build's history is kept under.
+pub(crate) fn repository_of(spec: &BuildSpec) -> String {
+    spec.tags.first().map(|tag| tag.repository().to_string()).unwrap_or_default()
 }
 
 /// Which engines lack what, for a refusal.

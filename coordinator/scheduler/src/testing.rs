@@ -99,8 +99,14 @@ impl Farm {
         self.event(Event::WorkerConnected { worker: worker(number), facts: Box::new(facts), attempts })
     }
 
-    pub(crate) fn submit(&mut self, number: u64, spec: BuildSpec) -> &mut Self {
-        self.event(Event::Submit { build: build(number), request_id: None, spec: Box::new(spec) })
+    /// A build unlike all others.
+    pub(crate) fn submit(&mut self, number: u64, mut spec: BuildSpec) -> &mut Self {
+        spec.build_args.insert("NUMBER".to_owned(), number.to_string());
+        self.submit_as_is(number, spec)
+    }
+
+    pub(crate) fn submit_as_is(&mut self, number: u64, spec: BuildSpec) -> &mut Self {
+        self.event(Event::Submit { build: build(number), request_id: None, spec: Box::new(spec), credentials: None })
     }
 
     pub(crate) fn report(&mut self, dispatch: &Dispatch, outcome: AttemptOutcome) -> &mut Self {
@@ -172,7 +178,7 @@ pub(crate) fn platform(text: &str) -> Platform {
 pub(crate) fn worker_record(number: u64) -> WorkerRecord {
     WorkerRecord {
         id: worker(number),
-        name: format!("w{number}"),
+        name: format!("w{number}").into(),
         joined_at: Timestamp::from_millis(1),
         facts: None,
         labels: BTreeMap::new(),
@@ -207,6 +213,26 @@ pub(crate) fn spec(platforms: &[&str]) -> BuildSpec {
     }
 }
 
+/// A build as it is right after its submit.
+pub(crate) fn submitted(spec: BuildSpec) -> BuildRecord {
+    let now = Timestamp::from_millis(1_700_000_000_000);
+    BuildRecord {
+        id: build(1),
+        request_id: None,
+        credentials: None,
+        deadline: now + spec.timeout,
+        spec: spec.into(),
+        state: BuildState::Queued,
+        tasks: Vec::new(),
+        created_at: now,
+        started_at: None,
+        finished_at: None,
+        publishes: 0,
+        published: None,
+        revision: 1,
+    }
+}
+
 pub(crate) fn image(number: u8) -> ImageDescriptor {
     ImageDescriptor {
         media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
@@ -217,7 +243,7 @@ pub(crate) fn image(number: u8) -> ImageDescriptor {
 }
 
 pub(crate) fn succeeded() -> AttemptOutcome {
-    AttemptOutcome::Succeeded { image: image(1) }
+    AttemptOutcome::Succeeded { image: image(1).into() }
 }
 
 pub(crate) fn broken() -> AttemptOutcome {

@@ -2,27 +2,31 @@
 
 use std::collections::BTreeSet;
 
-use kiln_common::{BuildId, TaskId, Timestamp, WorkerId};
+use kiln_common::Timestamp;
 
-/// What falls due. Names entities by id: a timer that outlives its entity does nothing.
+use crate::slab::{BuildIx, TaskIx, WorkerIx};
+
+/// What falls due. One that outlives its cause does nothing: whoever it is for looks whether this very moment is its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     /// The worker must have been heard of since.
-    Lease(WorkerId),
+    Lease(WorkerIx),
     /// The lost worker's attempts are given up.
-    Grace(WorkerId),
+    Grace(WorkerIx),
     /// The quarantined worker may get its canary.
-    Canary(WorkerId),
+    Canary(WorkerIx),
     /// The worker is told again what to stop.
-    StopAgain(WorkerId),
+    StopAgain(WorkerIx),
     /// The task waits again.
-    Backoff(TaskId),
+    Backoff(TaskIx),
     /// The task has waited long enough for a native worker.
-    EmulationWait(TaskId),
+    EmulationWait(TaskIx),
+    /// The task has waited for a worker as long as it may.
+    QueueTimeout(TaskIx),
     /// The build ran out of time.
-    Timeout(BuildId),
+    Timeout(BuildIx),
     /// The build waits no longer for its optional legs.
-    OptionalPatience(BuildId),
+    OptionalPatience(BuildIx),
     /// Waiting tasks are compared with emulation anew.
     EmulationReview,
 }

@@ -57,43 +57,40 @@ impl Scheduler {
         let lease = self.now + self.config.heartbeat_lease;
         let now = self.now;
         let entry = &mut self.farm.workers[at];
-        let id = entry.record.id;
         match &mut entry.link {
             Link::Online { lease: known, .. } => *known = lease,
             link @ (Link::Offline | Link::Grace { .. }) => {
                 if let Link::Grace { until } = *link {
-                    self.timers.unset(until, Timer::Grace(id));
+                    self.timers.unset(until, Timer::Grace(at));
                 }
                 *link = Link::Online { lease, check: lease };
-                self.timers.set(lease, Timer::Lease(id));
+                self.timers.set(lease, Timer::Lease(at));
             }
         }
-        entry.leaving = None;
-        entry.last_seen = Some(now);
+        entry.health.leaving = None;
+        entry.health.last_seen = Some(now);
     }
 
     /// Compares what the worker says it has with what it should have.
     fn reconcile(&mut self, at: WorkerIx, announced: &[AttemptId], was_online: bool) {
         let entry = &self.farm.workers[at];
-        let adopted: Vec<_> =
-            announced.iter().copied().filter(|attempt| entry.attempts.contains_key(attempt)).collect();
-        let strangers: Vec<_> =
-            announced.iter().copied().filter(|attempt| !entry.attempts.contains_key(attempt)).collect();
+        let adopted: Vec<_> = announced.iter().copied().filter(|attempt| entry.attempts.has(*attempt)).collect();
+        let strangers: Vec<_> = announced.iter().copied().filter(|attempt| !entry.attempts.has(*attempt)).collect();
         // Within a session an assignment that was not started yet may still be on its way.
         let lost: Vec<_> = entry
             .attempts
             .iter()
-            .filter(|(attempt, task)| !(announced.contains(attempt) || was_online && self.is_assigned(**task)))
-            .map(|(_, task)| *task)
+            .filter(|(attempt, task)| !(announced.contains(attempt) || was_online && self.is_assigned(*task)))
+            .map(|(_, task)| task)
             .collect();
-        let worker = entry.record.id;
+        let worker = entry.id;
         self.act(Effect::Adopted { worker, attempts: adopted });
         for attempt in strangers {
             self.stop_stranger(at, attempt);
         }
         let entry = &mut self.farm.workers[at];
         entry.excess = entry.excess.max(entry.held());
-        let name = entry.record.name.clone();
+        let name = entry.name.clone();
         for task in lost {
             self.lose(task, &format!("worker `{name}` came back without the attempt"));
         }
@@ -116,25 +113,32 @@ impl Scheduler {
                 return self.act(Effect::CloseSession { worker: id, reason });
             }
         }
-        entry.last_seen = Some(now);
-        entry.stats = stats;
-        if entry.standing != entry.standing_now() {
+        entry.health.last_seen = Some(now);
+        entry.health.stats = stats;
+        if self.mutation == Mutation::IgnorePressure {
+            entry.health.stats.memory_pressure = None;
+        }
+        if self.mutation == Mutation::IgnoreFullDisk {
+            entry.health.stats.disk_available = None;
+        }
+        entry.health.strain = entry.health.strain.after(&entry.health.stats);
+        if entry.condition != entry.condition_now() {
             self.touch(at);
         }
     }
 
     /// The lease is looked at when it would have ended without any heartbeat, not with each heartbeat.
-    pub(crate) fn on_lease(&mut self, id: WorkerId) {
-        let Some(at) = self.farm.find(id) else { return };
+    pub(crate) fn on_lease(&mut self, at: WorkerIx) {
         let now = self.now;
-        let Link::Online { lease, check } = &mut self.farm.workers[at].link else { return };
+        let Some(entry) = self.farm.workers.get_mut(at) else { return };
+        let id = entry.id;
+        let Link::Online { lease, check } = &mut entry.link else { return };
         if *check > now {
             return;
         }
         if *lease > now {
             *check = *lease;
-            let at = *lease;
-            return self.timers.set(at, Timer::Lease(id));
+            return self.timers.set(*check, Timer::Lease(at));
         }
         self.disconnect(at);
         let reason = format!("nothing was heard of it for {} s", self.config.heartbeat_lease.as_secs());
@@ -151,48 +155,38 @@ impl Scheduler {
     fn disconnect(&mut self, at: WorkerIx) {
         let until = self.now + self.config.reconnect_grace;
         let entry = &mut self.farm.workers[at];
-        let id = entry.record.id;
         let Link::Online { check, .. } = entry.link else { return };
         entry.stopping.clear();
         entry.settle_excess();
         let waits = !entry.attempts.is_empty();
         entry.link = if waits { Link::Grace { until } } else { Link::Offline };
-        self.timers.unset(check, Timer::Lease(id));
+        self.timers.unset(check, Timer::Lease(at));
         if waits {
-            self.timers.set(until, Timer::Grace(id));
+            self.timers.set(until, Timer::Grace(at));
         }
         self.touch(at);
     }
 
-    pub(crate) fn on_grace_over(&mut self, id: WorkerId, due: Timestamp) {
-        let Some(at) = self.farm.find(id) else { return };
-        if self.farm.workers[at].link != (Link::Grace { until: due }) || self.mutation == Mutation::ForgetRequeue {
+    pub(crate) fn on_grace_over(&mut self, at: WorkerIx, due: Timestamp) {
+        let is_due = self.farm.workers.get(at).is_some_and(|entry| entry.link == Link::Grace { until: due });
+        if !is_due || self.mutation == Mutation::ForgetRequeue {
             return;
         }
         self.farm.workers[at].link = Link::Offline;
         let was_canary = self.farm.workers[at].canary.take().is_some();
-        let name = self.farm.workers[at].record.name.clone();
+        let name = self.farm.workers[at].name.clone();
         self.worker_failed(at, was_canary, "it was lost while it had tasks");
         let message =
             format!("worker `{name}` was lost and did not return within {} s", self.config.reconnect_grace.as_secs());
-        for task in self.farm.workers[at].attempts.values().copied().collect::<Vec<_>>() {
+        for (_, task) in self.farm.workers[at].attempts.iter().collect::<Vec<_>>() {
             self.lose(task, &message);
         }
         self.touch(at);
     }
 
-    /// The worker does not have the attempt any more: the task goes elsewhere at once, for it has waited enough.
-    fn lose(&mut self, task: TaskIx, message: &str) {
-        if let Some(worker) = self.release(task) {
-            let attempt = self.tasks[task].record.attempt.as_ref().map(|attempt| attempt.id);
-            self.farm.workers[worker].canary.take_if(|canary| Some(*canary) == attempt);
-            self.try_again(task, worker, message.to_owned(), false);
-        }
-    }
-
     pub(crate) fn on_worker_leaving(&mut self, id: WorkerId, reason: String) {
         if let Some(at) = self.farm.find(id) {
-            self.farm.workers[at].leaving = Some(reason);
+            self.farm.workers[at].health.leaving = Some(reason);
             self.touch(at);
         }
     }
@@ -232,8 +226,8 @@ impl Scheduler {
         // Its slots are gone before its tasks look for others.
         let entry = &mut self.farm.workers[at];
         entry.record.cordon = Some(Cordon { reason: "removed".to_owned(), draining: false });
-        let name = entry.record.name.clone();
-        let held: Vec<_> = entry.attempts.iter().map(|(attempt, task)| (*attempt, *task)).collect();
+        let name = entry.name.clone();
+        let held: Vec<_> = entry.attempts.iter().collect();
         let platforms: Vec<_> = entry.table.iter().map(|(platform, _)| *platform).collect();
         self.forget_timers(at);
         self.act(Effect::DeleteWorker(id));
@@ -248,11 +242,9 @@ impl Scheduler {
     }
 
     fn forget_timers(&mut self, at: WorkerIx) {
-        let entry = &self.farm.workers[at];
-        let id = entry.record.id;
-        match entry.link {
-            Link::Online { check, .. } => self.timers.unset(check, Timer::Lease(id)),
-            Link::Grace { until } => self.timers.unset(until, Timer::Grace(id)),
+        match self.farm.workers[at].link {
+            Link::Online { check, .. } => self.timers.unset(check, Timer::Lease(at)),
+            Link::Grace { until } => self.timers.unset(until, Timer::Grace(at)),
             Link::Offline => {}
         }
     }

@@ -36,7 +36,7 @@ impl Api {
             return Ok(view::build(&records.build, &records.tasks, |_| None));
         }
         let shown = self.driver.query(move |scheduler, _| {
-            view::build(&records.build, &records.tasks, |task: &TaskRecord| scheduler.waiting_reason(task.id))
+            view::build(&records.build, &records.tasks, |task: &TaskRecord| scheduler.waiting_reason(task))
         });
         shown.await.map_err(stopped)
     }
@@ -77,7 +77,7 @@ impl Api {
         let id = self.build_id(&request.id).await?;
         let explained = self.driver.query(move |scheduler, now| {
             scheduler.build(id)?;
-            Some(view::explanations(scheduler, scheduler.explain(id, now)))
+            Some(view::explanations(scheduler, id, now))
         });
         match explained.await.map_err(stopped)? {
             Some(explanations) => Ok(explanations),

@@ -52,7 +52,7 @@ impl Api {
         let name = text.to_owned();
         let found = self.driver.query(move |scheduler, _| {
             let id = name.parse::<WorkerId>().ok().filter(|id| scheduler.worker(*id).is_some());
-            id.or_else(|| scheduler.workers().find(|view| view.record.name == name).map(|view| view.record.id))
+            id.or_else(|| scheduler.workers().find(|view| *view.record.name == *name).map(|view| view.record.id))
         });
         let unknown = || Refused::new(Reason::NotFound, format!("there is no worker `{}`", shorten(text)));
         found.await.map_err(stopped)?.ok_or_else(unknown)

@@ -1,13 +1,13 @@
 //! Records of the farm as messages of the wire.
 
-use kiln_common::Timestamp;
+use kiln_common::{BuildId, Timestamp};
 use kiln_proto::{
     convert::{self, spec, timestamp_to_wire},
     v1,
 };
 use kiln_scheduler::{
     BuildRecord, BuildState, Scheduler, TaskRecord, TaskState,
-    explain::{TaskExplanation, Verdict},
+    explain::{Answer, TaskExplanation, Verdict},
     query::{WorkerState, WorkerView},
     record::{MachineFacts, WorkerFacts},
 };
@@ -63,11 +63,17 @@ pub(super) fn task(record: &TaskRecord, waiting: Option<String>) -> v1::Task {
         TaskState::Waiting { .. }
         | TaskState::Assigned
         | TaskState::Running
+        | TaskState::Shared { .. }
         | TaskState::Backoff { .. }
         | TaskState::Failed { .. }
         | TaskState::Cancelled => None,
     };
-    let (state, message) = task_state(&record.state);
+    let (state, message) = task_state(record);
+    let shared_with = attempt.and_then(|attempt| attempt.began_for);
+    let chosen = attempt.map(|attempt| match shared_with {
+        Some(build) => format!("shared with build {build}; {}", attempt.reason),
+        None => attempt.reason.to_string(),
+    });
     v1::Task {
         id: record.id.to_string(),
         platform: record.platform.to_string(),
@@ -76,20 +82,24 @@ pub(super) fn task(record: &TaskRecord, waiting: Option<String>) -> v1::Task {
         attempt_id: attempt.map(|attempt| attempt.id.to_string()).unwrap_or_default(),
         attempts: record.attempts,
         worker_id: attempt.map(|attempt| attempt.worker.to_string()).unwrap_or_default(),
-        worker_name: attempt.map(|attempt| attempt.worker_name.clone()).unwrap_or_default(),
+        worker_name: attempt.map(|attempt| attempt.worker_name.to_string()).unwrap_or_default(),
         grade: attempt.map_or(v1::Grade::Unspecified, |attempt| convert::grade_to_wire(attempt.grade)).into(),
-        reason: waiting.or_else(|| attempt.map(|attempt| attempt.reason.clone())).unwrap_or_default(),
+        reason: waiting.or(chosen).unwrap_or_default(),
         started_at: attempt.and_then(|attempt| attempt.started_at).map(timestamp_to_wire),
         finished_at: attempt.and_then(|attempt| attempt.finished_at).map(timestamp_to_wire),
         digest: image.map(|image| image.digest.to_string()).unwrap_or_default(),
         media_type: image.map(|image| image.media_type.clone()).unwrap_or_default(),
         size_bytes: image.map(|image| image.size).unwrap_or_default(),
         message,
+        shared_with: shared_with.map(|build| build.to_string()).unwrap_or_default(),
     }
 }
 
-fn task_state(state: &TaskState) -> (v1::TaskState, String) {
-    match state {
+fn task_state(record: &TaskRecord) -> (v1::TaskState, String) {
+    let has_started = record.attempt.as_ref().is_some_and(|attempt| attempt.started_at.is_some());
+    match &record.state {
+        TaskState::Shared { .. } if has_started => (v1::TaskState::Running, String::new()),
+        TaskState::Shared { .. } => (v1::TaskState::Assigned, String::new()),
         TaskState::Waiting { .. } => (v1::TaskState::Waiting, String::new()),
         TaskState::Assigned => (v1::TaskState::Assigned, String::new()),
         TaskState::Running => (v1::TaskState::Running, String::new()),
@@ -107,7 +117,7 @@ pub(super) fn worker(view: &WorkerView<'_>) -> v1::Worker {
     labels.extend(view.record.labels.clone());
     v1::Worker {
         id: view.record.id.to_string(),
-        name: view.record.name.clone(),
+        name: view.record.name.to_string(),
         state: worker_state(view.state).into(),
         state_reason: view.reason.clone(),
         platforms: facts.map(platforms).unwrap_or_default(),
@@ -166,9 +176,11 @@ fn machine(facts: &MachineFacts) -> v1::MachineInfo {
 }
 
 /// Every explanation of a build's tasks that are not final.
-pub(super) fn explanations(scheduler: &Scheduler, explained: Vec<TaskExplanation>) -> v1::ExplainBuildResponse {
+pub(super) fn explanations(scheduler: &Scheduler, build: BuildId, now: Timestamp) -> v1::ExplainBuildResponse {
+    let tasks: Vec<&TaskRecord> = scheduler.tasks_of(build).collect();
+    let shown = |record: &TaskRecord| task(record, scheduler.waiting_reason(record));
     let wire = |explanation: TaskExplanation| v1::TaskExplanation {
-        task: scheduler.task(explanation.task).map(|record| task(record, scheduler.waiting_reason(record.id))),
+        task: tasks.iter().find(|record| record.id == explanation.task).map(|record| shown(record)),
         queue_position: u32::try_from(explanation.queue_position).unwrap_or(u32::MAX),
         predicted_start: explanation.predicted_start.map(timestamp_to_wire),
         predicted_finish: explanation.predicted_finish.map(timestamp_to_wire),
@@ -176,8 +188,9 @@ pub(super) fn explanations(scheduler: &Scheduler, explained: Vec<TaskExplanation
         slowdown: explanation.slowdown,
         workers: explanation.verdicts.into_iter().map(verdict).collect(),
         summary: explanation.summary,
+        answers: explanation.answers.into_iter().map(answer).collect(),
     };
-    v1::ExplainBuildResponse { tasks: explained.into_iter().map(wire).collect() }
+    v1::ExplainBuildResponse { tasks: scheduler.explain(build, now).into_iter().map(wire).collect() }
 }
 
 fn verdict(verdict: Verdict) -> v1::WorkerVerdict {
@@ -187,6 +200,16 @@ fn verdict(verdict: Verdict) -> v1::WorkerVerdict {
         qualifies: verdict.qualifies,
         grade: verdict.grade.map_or(v1::Grade::Unspecified, convert::grade_to_wire).into(),
         reason: verdict.reason,
+    }
+}
+
+fn answer(answer: Answer) -> v1::WorkerAnswer {
+    v1::WorkerAnswer {
+        qualifies: answer.qualifies,
+        grade: answer.grade.map_or(v1::Grade::Unspecified, convert::grade_to_wire).into(),
+        answer: answer.answer,
+        workers: u32::try_from(answer.workers).unwrap_or(u32::MAX),
+        names: answer.names,
     }
 }
 

@@ -141,7 +141,8 @@ impl Handle {
             return Ok(Submitted { accepted: Accepted { build, snapshot: None }, existed: true });
         }
         let sealed = self.sealed(build, &secrets)?;
-        let event = Event::Submit { build, request_id, spec: Box::new(spec) };
+        let credentials = self.secrets.mark(&secrets);
+        let event = Event::Submit { build, request_id, spec: Box::new(spec), credentials };
         let accepted = self.request(vec![event], sealed, (who, Action::BuildSubmit)).await?;
         Ok(Submitted { existed: accepted.build != build, accepted })
     }
@@ -152,7 +153,7 @@ impl Handle {
     /// [`SubmitError`]: nothing changed.
     pub async fn retry(&self, who: Who, build: BuildId, secrets: &BuildSecrets) -> Result<Accepted, SubmitError> {
         let mut events = self.recall(build).await?;
-        events.push(Event::Retry { build });
+        events.push(Event::Retry { build, credentials: self.secrets.mark(secrets) });
         self.request(events, self.sealed(build, secrets)?, (who, Action::BuildRetry)).await
     }
 
@@ -162,7 +163,7 @@ impl Handle {
     /// [`SubmitError`]: nothing changed.
     pub async fn backfill(&self, who: Who, build: BuildId, secrets: &BuildSecrets) -> Result<Accepted, SubmitError> {
         let mut events = self.recall(build).await?;
-        events.push(Event::Backfill { build });
+        events.push(Event::Backfill { build, credentials: self.secrets.mark(secrets) });
         self.request(events, self.sealed(build, secrets)?, (who, Action::BuildBackfill)).await
     }
 

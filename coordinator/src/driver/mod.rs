@@ -7,6 +7,7 @@
 //! anywhere, before what it rests on is committed. When a commit fails, the loop ends with an error and the process
 //! with it: what was in memory is not what the store holds any more, and a restart recovers.
 
+mod clock;
 mod handle;
 mod hub;
 mod ledger;

@@ -10,7 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::BoxStream};
-use kiln_common::{BuildId, BuildSpec, Digest, Grade, ImageReference, Timestamp, WorkerId, limits};
+use kiln_common::{AttemptId, BuildId, BuildSpec, Digest, Grade, ImageReference, Timestamp, WorkerId, limits};
+use kiln_proto::v1;
 use kiln_scheduler::{
     BuildState, Event, Scheduler, WorkerRecord,
     effect::PublishJob,
@@ -28,7 +29,7 @@ use crate::{
     credentials::{BuildSecrets, RegistryCredential},
     seal::Sealer,
     secrets::SecretStore,
-    store::{Change, Entry, MemoryStore, Revision, Store, StoreError, Txn, keys},
+    store::{Change, Entry, MemoryStore, Revision, Store, StoreError, Txn, keys, records},
 };
 
 /// Works until it is told to fail.
@@ -104,6 +105,7 @@ struct Bench {
     store: Arc<Breakable>,
     sent: Arc<Sent>,
     handle: Handle,
+    ledger: Arc<Ledger>,
     run: JoinHandle<Result<(), StopCause>>,
     worker: WorkerId,
     _directory: tempfile::TempDir,
@@ -119,19 +121,20 @@ impl Bench {
         let secrets = SecretStore::new(Arc::clone(&store) as _, Arc::new(sealer));
         let (handle, queue) = Driver::queue(Arc::clone(&store) as _, secrets.clone());
         let (trail, _) = Trail::open(Arc::clone(&store) as _).await.expect("an empty store");
+        let ledger = Arc::new(Ledger::default());
         let parts = Parts {
             scheduler: Scheduler::new(kiln_scheduler::Config::default(), 1),
             store: Arc::clone(&store) as _,
             secrets,
             outbox: Arc::clone(&sent) as _,
             publisher: Arc::new(Never),
-            ledger: Arc::new(Ledger::default()),
+            ledger: Arc::clone(&ledger),
             trail,
         };
         let driver = Driver::restore(parts, handle.clone(), queue).await.expect("an empty store");
         let run = tokio::spawn(driver.run(CancellationToken::new()));
         let worker = WorkerId::generate();
-        let bench = Self { store, sent, handle, run, worker, _directory: directory };
+        let bench = Self { store, sent, handle, ledger, run, worker, _directory: directory };
         bench.handle.send(Event::WorkerEnrolled { worker: record(worker) }).await.expect("enrolled");
         let connected = Event::WorkerConnected { worker, facts: Box::new(facts()), attempts: Vec::new() };
         bench.handle.hear(bench.session(1), connected).await.expect("connected");
@@ -147,6 +150,29 @@ impl Bench {
         let submission =
             Submission { build: BuildId::generate(), request_id: None, spec: spec(), secrets, who: Who::farm() };
         self.handle.submit(submission).await.map(|submitted| submitted.accepted.build)
+    }
+
+    /// Of builds that all ask for the same.
+    async fn submit_as(&self, password: &str) -> BuildId {
+        let credential =
+            v1::RegistryCredential { host: "r.example".into(), password: password.into(), ..Default::default() };
+        let secrets = BuildSecrets::from_wire([], vec![credential]).expect("sound");
+        let submission =
+            Submission { build: BuildId::generate(), request_id: None, spec: spec(), secrets, who: Who::farm() };
+        self.handle.submit(submission).await.expect("accepted").accepted.build
+    }
+
+    fn assigned(&self) -> Vec<(BuildId, AttemptId)> {
+        let sent = self.sent.0.lock().expect("sound");
+        let assigned = sent.iter().filter_map(|(_, order)| match order {
+            Order::Assign(dispatch) => Some((dispatch.build, dispatch.attempt)),
+            Order::Adopted { .. }
+            | Order::Settings { .. }
+            | Order::Cancel { .. }
+            | Order::Acknowledge { .. }
+            | Order::Close { .. } => None,
+        });
+        assigned.collect()
     }
 
     fn orders(&self) -> usize {
@@ -220,6 +246,30 @@ async fn a_build_whose_secrets_are_forgotten_is_not_run_again_without_them() {
     bench.handle.send(Event::Cancel { build, reason: "test".into() }).await.expect("cancelled");
     let error = bench.handle.retry(Who::farm(), build, &BuildSecrets::default()).await.expect_err("refused");
     assert!(error.to_string().contains("secrets are forgotten; only a new submit"), "{error}");
+}
+
+#[tokio::test]
+async fn an_inherited_attempt_is_its_heir_s_for_the_worker_and_in_the_store() {
+    let bench = Bench::new().await;
+    let (first, heir) = (bench.submit_as("hunter2").await, bench.submit_as("hunter2").await);
+    let [(build, attempt)] = bench.assigned()[..] else { panic!("{:?}", bench.assigned()) };
+    assert_eq!(build, first);
+    bench.handle.send(Event::Cancel { build: first, reason: "test".into() }).await.expect("cancelled");
+    assert_eq!(bench.ledger.get(attempt).map(|live| live.build), Some(heir));
+    let stored = records::attempt(&*bench.store, attempt).await.expect("reads").expect("kept");
+    assert_eq!((stored.build, stored.worker), (heir, bench.worker));
+    assert!(bench.store.get(&keys::secrets(first)).await.expect("reads").is_none());
+    assert!(bench.store.get(&keys::secrets(heir)).await.expect("reads").is_some(), "the attempt has credentials yet");
+}
+
+#[tokio::test]
+async fn builds_with_other_registry_credentials_share_no_attempt() {
+    let bench = Bench::new().await;
+    let builds = [bench.submit_as("hunter2").await, bench.submit_as("hunter3").await];
+    assert_eq!(bench.assigned().into_iter().map(|(build, _)| build).collect::<Vec<_>>(), builds);
+    let record = records::build(&*bench.store, builds[0]).await.expect("reads").expect("kept").build;
+    let shown = serde_json::to_string(&record).expect("json");
+    assert!(record.credentials.is_some() && !shown.contains("hunter2"), "{shown}");
 }
 
 #[tokio::test]

@@ -2,13 +2,14 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use kiln_common::{BuildId, Timestamp, WorkerId, limits};
+use kiln_common::{BuildId, WorkerId, limits};
 use kiln_scheduler::{Effect, Event, Scheduler, effect::Refusal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
+    clock::Clock,
     handle::{Accepted, Command, Handle, Request, WatchError},
     hub::{BuildWatch, Hub},
     ledger::Ledger,
@@ -54,8 +55,7 @@ pub struct Driver {
     hub: Hub,
     speakers: Speakers,
     queue: mpsc::Receiver<Command>,
-    /// The latest moment handed to the scheduler.
-    now: Timestamp,
+    clock: Clock,
 }
 
 type Answer = (oneshot::Sender<Result<Accepted, Refusal>>, Result<BuildId, Refusal>);
@@ -97,10 +97,9 @@ impl Driver {
             hub: Hub::default(),
             speakers: Speakers::default(),
             queue: queue.0,
-            now: Timestamp::default(),
+            clock: Clock::new(),
         };
         let mut turn = Turn::default();
-        driver.read_clock();
         driver.handle(event, &mut turn);
         driver.finish(turn).await.map_err(StopCause::Commit)?;
         Ok(driver)
@@ -112,7 +111,7 @@ impl Driver {
     /// [`StopCause`]: nothing that was not committed was told to anyone.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StopCause> {
         loop {
-            let wait = self.scheduler.poll_deadline().map(|deadline| deadline.since(Timestamp::now()));
+            let wait = self.scheduler.poll_deadline().map(|deadline| deadline.since(self.clock.read()));
             let command = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -129,7 +128,7 @@ impl Driver {
     }
 
     async fn turn(&mut self, first: Option<Command>) -> Result<(), StoreError> {
-        self.read_clock();
+        let now = self.clock.read();
         let mut turn = Turn::default();
         let mut next = first;
         for taken in 1.. {
@@ -137,15 +136,15 @@ impl Driver {
             self.take(command, &mut turn)?;
             next = if taken < limits::DRIVER_BATCH { self.queue.try_recv().ok() } else { None };
         }
-        if self.scheduler.poll_deadline().is_some_and(|deadline| deadline <= self.now) {
-            let effects = self.scheduler.handle_deadline(self.now);
+        if self.scheduler.poll_deadline().is_some_and(|deadline| deadline <= now) {
+            let effects = self.scheduler.handle_deadline(now);
             self.collect(effects, &mut turn);
         }
         self.finish(turn).await
     }
 
     fn handle(&mut self, event: Event, turn: &mut Turn) {
-        let effects = self.scheduler.handle(event, self.now);
+        let effects = self.scheduler.handle(event, self.clock.last());
         self.collect(effects, turn);
     }
 
@@ -155,10 +154,6 @@ impl Driver {
             let session = session(&effect);
             (effect, session)
         }));
-    }
-
-    fn read_clock(&mut self) {
-        self.now = self.now.max(Timestamp::now());
     }
 
     fn take(&mut self, command: Command, turn: &mut Turn) -> Result<(), StoreError> {
@@ -208,6 +203,12 @@ impl Driver {
     }
 
     async fn finish(&mut self, mut turn: Turn) -> Result<(), StoreError> {
+        // Before the commit forgets the secrets of the build that ends, and before its worker might ask for a chunk in vain.
+        for (effect, _) in &turn.effects {
+            if let Effect::PassOn(pass_on) = effect {
+                self.ledger.passed_on(pass_on);
+            }
+        }
         stage(&mut turn.txn, &turn.effects)?;
         if !turn.txn.is_empty() {
             let writes = turn.txn.writes.len();
@@ -258,6 +259,11 @@ impl Driver {
                 self.hub.worker_changed(worker);
                 self.send(session, Order::Assign(dispatch));
             }
+            Effect::PassOn(pass_on) => {
+                info!(build = %pass_on.build, attempt = %pass_on.attempt, worker = %pass_on.worker, "attempt passed on");
+                self.ledger.passed_on(&pass_on);
+                self.hub.worker_changed(pass_on.worker);
+            }
             Effect::CancelAttempt { worker, attempt, reason } => {
                 self.hub.worker_changed(worker);
                 self.send(session, Order::Cancel { attempt, reason });
@@ -290,7 +296,7 @@ impl Driver {
     /// Serves what reads the committed state.
     async fn serve(&mut self, command: Command) {
         match command {
-            Command::Query(ask) => ask(&self.scheduler, self.now),
+            Command::Query(ask) => ask(&self.scheduler, self.clock.last()),
             Command::WatchBuild { build, answer } => drop(answer.send(self.watch(build).await)),
             Command::WatchWorkers { answer } => drop(answer.send(self.hub.watch_workers())),
             Command::Event { .. } | Command::Heard { .. } | Command::Request(_) => {}
@@ -318,7 +324,8 @@ fn stage(txn: &mut Txn, effects: &[(Effect, Option<SessionId>)]) -> Result<(), S
             Effect::PutWorker(worker) => records::put_worker(txn, worker)?,
             Effect::DeleteWorker(worker) => drop(txn.delete(keys::worker(*worker))),
             Effect::Finished { build } => drop(txn.delete(keys::secrets(*build))),
-            Effect::Dispatch(dispatch) => records::put_attempt(txn, dispatch)?,
+            Effect::Dispatch(dispatch) => records::put_attempt(txn, &records::Attempt::from(&**dispatch))?,
+            Effect::PassOn(pass_on) => records::put_attempt(txn, &records::Attempt::from(&**pass_on))?,
             Effect::Accepted { .. }
             | Effect::Refused { .. }
             | Effect::CancelAttempt { .. }
@@ -346,6 +353,7 @@ const fn addressee(effect: &Effect) -> Option<WorkerId> {
         | Effect::DeleteWorker(_)
         | Effect::Accepted { .. }
         | Effect::Refused { .. }
+        | Effect::PassOn(_)
         | Effect::Publish(_)
         | Effect::AbandonPublish { .. }
         | Effect::Finished { .. } => None,
@@ -355,12 +363,13 @@ const fn addressee(effect: &Effect) -> Option<WorkerId> {
 fn outcome_of(effect: &Effect) -> Option<Result<BuildId, Refusal>> {
     match effect {
         Effect::Accepted { build } => Some(Ok(*build)),
-        Effect::Refused { refusal, .. } => Some(Err(refusal.clone())),
+        Effect::Refused { refusal, .. } => Some(Err(Refusal::clone(refusal))),
         Effect::PutBuild(_)
         | Effect::PutTask(_)
         | Effect::PutWorker(_)
         | Effect::DeleteWorker(_)
         | Effect::Dispatch(_)
+        | Effect::PassOn(_)
         | Effect::CancelAttempt { .. }
         | Effect::AcknowledgeReport { .. }
         | Effect::Adopted { .. }
@@ -375,8 +384,8 @@ const fn build_of(event: &Event) -> Option<BuildId> {
     match event {
         Event::Submit { build, .. }
         | Event::Cancel { build, .. }
-        | Event::Retry { build }
-        | Event::Backfill { build }
+        | Event::Retry { build, .. }
+        | Event::Backfill { build, .. }
         | Event::PublishSucceeded { build, .. }
         | Event::PublishFailed { build, .. } => Some(*build),
         Event::Restore { .. }

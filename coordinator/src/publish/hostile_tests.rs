@@ -17,7 +17,11 @@ use super::{
 async fn refused(fake: &Fake, media_type: &str, bytes: impl Into<Bytes>) -> String {
     let digest = fake.put_manifest("a", media_type, bytes);
     let image = ImageDescriptor { media_type: media_type.into(), digest, size: 1, bases: Vec::new() };
-    refused_leg(fake, Leg { platform: "linux/amd64".parse().expect("platform"), image, grade: Grade::Native }).await
+    refused_leg(
+        fake,
+        Leg { platform: "linux/amd64".parse().expect("platform"), image: image.into(), grade: Grade::Native },
+    )
+    .await
 }
 
 async fn refused_leg(fake: &Fake, leg: Leg) -> String {

@@ -66,7 +66,7 @@ pub(super) fn push_leg_with(
         size: bytes,
         bases: Vec::new(),
     };
-    Leg { platform, image, grade: Grade::Native }
+    Leg { platform, image: image.into(), grade: Grade::Native }
 }
 
 /// A layer with these files.
@@ -198,7 +198,10 @@ async fn attestations_survive_the_merge_when_asked_for_and_only_then() {
     );
     let size = own.len() as u64;
     let digest = fake.put_manifest("a", OCI_INDEX, own);
-    let leg = Leg { image: ImageDescriptor { media_type: OCI_INDEX.into(), digest, size, bases: Vec::new() }, ..image };
+    let leg = Leg {
+        image: ImageDescriptor { media_type: OCI_INDEX.into(), digest, size, bases: Vec::new() }.into(),
+        ..image
+    };
     let other = push_leg(&fake, &["a"], "linux/arm64", OCI_MANIFEST);
     let two = ["linux/amd64", "linux/arm64"];
     let plain = spec(&two, &[format!("{}/a:1", fake.host)]);
@@ -305,7 +308,7 @@ async fn too_large_manifests_are_refused_without_being_held() {
     let large = vec![b' '; limits::MANIFEST_BYTES + 1];
     let digest: Digest = fake.put_manifest("a", OCI_MANIFEST, large);
     let image = ImageDescriptor { media_type: OCI_MANIFEST.into(), digest, size: 0, bases: Vec::new() };
-    let leg = Leg { platform: "linux/amd64".parse().expect("platform"), image, grade: Grade::Native };
+    let leg = Leg { platform: "linux/amd64".parse().expect("platform"), image: image.into(), grade: Grade::Native };
     let (_, message) = failed(run(job(spec(&["linux/amd64"], &[format!("{}/a:1", fake.host)]), vec![leg])).await);
     assert!(message.contains("sends more than"), "{message}");
 }

@@ -107,10 +107,10 @@ async fn what_came_with_a_base_image_is_not_the_build_s_own() {
     let mut leg = arm64_leg(&fake, layer);
     let (_, message) = failed(run(job(arm64_spec(&fake), vec![leg.clone()])).await);
     assert!(!message.contains("base image"), "{message}");
-    leg.image.bases = vec![named(&registry::sha256(b"not there"))];
+    std::sync::Arc::make_mut(&mut leg.image).bases = vec![named(&registry::sha256(b"not there"))];
     let (_, message) = failed(run(job(arm64_spec(&fake), vec![leg.clone()])).await);
     assert!(message.contains("is not known") && message.contains("cannot be read"), "{message}");
-    leg.image.bases = vec![named(&base.image.digest)];
+    std::sync::Arc::make_mut(&mut leg.image).bases = vec![named(&base.image.digest)];
     succeeded(run(job(arm64_spec(&fake), vec![leg])).await);
 }
 

@@ -89,7 +89,9 @@ fn outcome(wire: Option<v1::attempt_report::Outcome>) -> Result<AttemptOutcome, 
     use v1::attempt_report::Outcome;
     Ok(match wire.ok_or("the report has no outcome")? {
         Outcome::Started(_) => AttemptOutcome::Started,
-        Outcome::Succeeded(succeeded) => AttemptOutcome::Succeeded { image: convert::image_from_wire(&succeeded)? },
+        Outcome::Succeeded(succeeded) => {
+            AttemptOutcome::Succeeded { image: convert::image_from_wire(&succeeded)?.into() }
+        }
         Outcome::Failed(failed) => {
             let kind = failed.kind();
             let message = cut(failed.message, MESSAGE_BYTES);

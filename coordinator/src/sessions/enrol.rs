@@ -63,7 +63,7 @@ impl Enrolment {
         let name = self.unique_name(&request.name).await.map_err(on_farm)?;
         let worker = WorkerRecord {
             id,
-            name: name.clone(),
+            name: name.as_str().into(),
             joined_at: now,
             facts: None,
             labels: grant.labels,
@@ -96,7 +96,7 @@ impl Enrolment {
 
     async fn issue_again(&self, worker: WorkerId, request: v1::EnrollRequest) -> Result<v1::EnrollResponse, Refused> {
         let known =
-            self.driver.query(move |scheduler, _| scheduler.worker(worker).map(|view| view.record.name.clone()));
+            self.driver.query(move |scheduler, _| scheduler.worker(worker).map(|view| view.record.name.to_string()));
         let name = known.await.map_err(stopped)?.ok_or_else(|| {
             Refused::new(Reason::Unauthenticated, "this worker was removed from the farm; join it anew with a token")
         })?;
@@ -120,8 +120,7 @@ impl Enrolment {
         let base = sound_name(wish);
         let taken = self.driver.query(move |scheduler, _| {
             let alike = |name: &&str| name.starts_with(&base);
-            let taken: HashSet<&str> =
-                scheduler.workers().map(|view| view.record.name.as_str()).filter(alike).collect();
+            let taken: HashSet<&str> = scheduler.workers().map(|view| &*view.record.name).filter(alike).collect();
             let numbered = (2..).map(|number: u64| format!("{base}-{number}"));
             let name = std::iter::once(base.clone()).chain(numbered).find(|name| !taken.contains(name.as_str()));
             (name.unwrap_or_default(), scheduler.workers().count())

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kiln_common::{AttemptId, Reason, Timestamp, WorkerId, limits};
+use kiln_common::{AttemptId, Reason, WorkerId, limits};
 use kiln_proto::{Protocols, SESSION_PROTOCOLS, convert, status::Refused, v1};
 use kiln_scheduler::{Event, effect::Dispatch, event::AttemptOutcome};
 use tokio::sync::mpsc;
@@ -275,10 +275,12 @@ impl Session {
 
     /// `None` when the build's secrets do not open: the attempt then failed for the farm's reasons.
     async fn assignment(&self, dispatch: Dispatch) -> Option<v1::Assignment> {
-        let secrets = match self.farm.secrets.open(dispatch.build).await {
+        // Another build may have inherited the attempt by now, and the secrets of its first one be forgotten.
+        let build = self.farm.ledger.get(dispatch.attempt).map_or(dispatch.build, |live| live.build);
+        let secrets = match self.farm.secrets.open(build).await {
             Ok(secrets) => secrets,
             Err(error) => {
-                error!(build = %dispatch.build, attempt = %dispatch.attempt, %error, "secrets do not open");
+                error!(%build, attempt = %dispatch.attempt, %error, "secrets do not open");
                 let message = format!("the build's secrets: {error}");
                 let outcome = AttemptOutcome::InfrastructureFailed { message };
                 let event = Event::AttemptReported { worker: dispatch.worker, attempt: dispatch.attempt, outcome };
@@ -297,7 +299,7 @@ impl Session {
             secrets: secrets.secrets.iter().map(|(id, value)| (id.clone(), value.to_vec())).collect(),
             credentials: secrets.credentials.iter().map(|credential| credential.to_wire()).collect(),
             insecure_registries: self.farm.insecure_registries.to_vec(),
-            timeout: Some(convert::duration_to_wire(dispatch.deadline.since(Timestamp::now()))),
+            timeout: Some(convert::duration_to_wire(dispatch.time_left)),
             builder_id: builder_id(&dispatch),
         })
     }

@@ -4,7 +4,10 @@
 
 use bytes::Bytes;
 use kiln_common::{AttemptId, BuildId, ImageReference, Platform, Repository, TaskId, WorkerId};
-use kiln_scheduler::{BuildRecord, BuildState, TaskRecord, WorkerRecord, effect::Dispatch};
+use kiln_scheduler::{
+    BuildRecord, BuildState, TaskRecord, WorkerRecord,
+    effect::{Dispatch, PassOn},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Entry, Store, StoreError, Txn, keys, scan};
@@ -61,6 +64,21 @@ pub struct Attempt {
     pub worker: WorkerId,
 }
 
+impl From<&Dispatch> for Attempt {
+    fn from(dispatch: &Dispatch) -> Self {
+        let Dispatch { attempt: id, build, task, worker, .. } = *dispatch;
+        Self { id, build, task, platform: dispatch.platform.clone(), worker }
+    }
+}
+
+/// Under the build that inherits it.
+impl From<&PassOn> for Attempt {
+    fn from(pass_on: &PassOn) -> Self {
+        let PassOn { attempt: id, build, task, worker, .. } = *pass_on;
+        Self { id, build, task, platform: pass_on.platform.clone(), worker }
+    }
+}
+
 /// # Errors
 /// [`StoreError::Malformed`] for a value that JSON cannot hold.
 pub fn encode<T: Serialize>(key: &str, value: &T) -> Result<Bytes, StoreError> {
@@ -111,11 +129,9 @@ pub fn put_task(txn: &mut Txn, task: &TaskRecord) -> Result<(), StoreError> {
 
 /// # Errors
 /// See [`encode`].
-pub fn put_attempt(txn: &mut Txn, dispatch: &Dispatch) -> Result<(), StoreError> {
-    let Dispatch { attempt, build, task, platform, worker, .. } = dispatch;
-    let record = Attempt { id: *attempt, build: *build, task: *task, platform: platform.clone(), worker: *worker };
-    put(txn, keys::attempt(*build, *attempt), &record)?;
-    put(txn, keys::attempt_build(*attempt), build)
+pub fn put_attempt(txn: &mut Txn, attempt: &Attempt) -> Result<(), StoreError> {
+    put(txn, keys::attempt(attempt.build, attempt.id), attempt)?;
+    put(txn, keys::attempt_build(attempt.id), &attempt.build)
 }
 
 /// # Errors

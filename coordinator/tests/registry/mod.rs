@@ -110,7 +110,7 @@ impl Registry {
             let digest = self.put_manifest(repository, manifest).await;
             image = Some(ImageDescriptor { media_type: MANIFEST.into(), digest, size, bases: Vec::new() });
         }
-        Leg { platform, image: image.expect("a repository"), grade: Grade::Native }
+        Leg { platform, image: image.expect("a repository").into(), grade: Grade::Native }
     }
 
     pub async fn raw(&self, repository: &str, tag: &str) -> (String, Bytes) {

@@ -87,6 +87,10 @@ pub fn decode(
             .timeout
             .map_or(Some(limits::BUILD_TIMEOUT_DEFAULT), |timeout| duration_from_wire(&timeout))
             .unwrap_or_default(),
+        queue_timeout: wire
+            .queue_timeout
+            .map(|wait| duration_from_wire(&wait).unwrap_or(std::time::Duration::MAX))
+            .filter(|wait| !wait.is_zero()),
         project,
         source: wire.source.chars().filter(|c| !c.is_control()).take(limits::PATH_BYTES).collect(),
     };
@@ -295,6 +299,7 @@ pub fn encode(spec: &BuildSpec) -> v1::BuildSpec {
         required_labels: spec.required_labels.clone().into_iter().collect(),
         priority: spec.priority,
         timeout: Some(duration_to_wire(spec.timeout)),
+        queue_timeout: spec.queue_timeout.map(duration_to_wire),
         project: spec.project.clone(),
         source: spec.source.clone(),
         secret_ids: spec.secret_ids.clone(),

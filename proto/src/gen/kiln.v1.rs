@@ -239,6 +239,9 @@ pub struct BuildSpec {
     /// Sign what is published; absent: where the farm has a key.
     #[prost(bool, optional, tag = "38")]
     pub sign: ::core::option::Option<bool>,
+    /// How long a leg may wait for a worker before it fails; absent or zero: as long as the build lasts.
+    #[prost(message, optional, tag = "39")]
+    pub queue_timeout: ::core::option::Option<::prost_types::Duration>,
     /// Where the Dockerfile comes from.
     #[prost(oneof = "build_spec::Dockerfile", tags = "2, 3")]
     pub dockerfile: ::core::option::Option<build_spec::Dockerfile>,
@@ -401,6 +404,9 @@ pub struct Task {
     /// Why it failed.
     #[prost(string, tag = "16")]
     pub message: ::prost::alloc::string::String,
+    /// Id of the build for which the attempt began, where that is another one with an identical leg; empty: this one.
+    #[prost(string, tag = "17")]
+    pub shared_with: ::prost::alloc::string::String,
 }
 /// One platform that a worker runs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -939,12 +945,15 @@ pub struct TaskExplanation {
     /// How many times slower than native emulation is here; 0: not emulated.
     #[prost(double, tag = "6")]
     pub slowdown: f64,
-    /// Every worker and its answer.
+    /// Workers and their answers, those nearest to taking the task first; at most 200.
     #[prost(message, repeated, tag = "7")]
     pub workers: ::prost::alloc::vec::Vec<WorkerVerdict>,
     /// The whole in one sentence.
     #[prost(string, tag = "8")]
     pub summary: ::prost::alloc::string::String,
+    /// All workers, counted by their answers; those nearest to taking the task first.
+    #[prost(message, repeated, tag = "9")]
+    pub answers: ::prost::alloc::vec::Vec<WorkerAnswer>,
 }
 /// Whether one worker can take a task.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -964,6 +973,25 @@ pub struct WorkerVerdict {
     /// Why not, or why it is behind others.
     #[prost(string, tag = "5")]
     pub reason: ::prost::alloc::string::String,
+}
+/// What several workers answer alike.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkerAnswer {
+    /// They could take the task now.
+    #[prost(bool, tag = "1")]
+    pub qualifies: bool,
+    /// How they would run the platform.
+    #[prost(enumeration = "Grade", tag = "2")]
+    pub grade: i32,
+    /// In a few words, for example `full` or `low disk`.
+    #[prost(string, tag = "3")]
+    pub answer: ::prost::alloc::string::String,
+    /// How many there are.
+    #[prost(uint32, tag = "4")]
+    pub workers: u32,
+    /// Names of some of them.
+    #[prost(string, repeated, tag = "5")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Which repository.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

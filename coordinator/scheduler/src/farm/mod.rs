@@ -4,19 +4,25 @@
 //! and nothing when nothing changed.
 
 pub(crate) mod bitset;
+pub(crate) mod held;
 pub(crate) mod selector;
+pub(crate) mod strain;
 pub(crate) mod worker;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use kiln_common::{Grade, Platform, WorkerId};
 
 use self::{
     bitset::WorkerSet,
     selector::Selectors,
-    worker::{Standing, Worker},
+    worker::{Condition, Standing, Table, Worker},
 };
 use crate::{
+    ids::Ids,
     record::WorkerRecord,
     slab::{PlatformIx, Slab, WorkerIx},
 };
@@ -39,16 +45,16 @@ pub(crate) struct Pool {
     /// Taking tasks, now or when a slot is free.
     pub(crate) healthy: WorkerSet,
     /// Taking tasks as a last resort.
-    pub(crate) throttled: WorkerSet,
+    pub(crate) strained: WorkerSet,
     /// Healthy, holding nothing.
     pub(crate) idle: WorkerSet,
     /// Healthy, holding something, with a slot free.
     pub(crate) partly: WorkerSet,
-    /// Throttled, with a slot free.
-    pub(crate) throttled_free: WorkerSet,
+    /// Last resorts with a slot free.
+    pub(crate) strained_free: WorkerSet,
     /// Quarantined and due for their canary.
     pub(crate) canary_free: WorkerSet,
-    /// Slots of the healthy and the throttled.
+    /// Slots of the healthy and the strained.
     pub(crate) slots: u64,
 }
 
@@ -56,7 +62,7 @@ impl Pool {
     pub(crate) const fn has_free(&self) -> bool {
         !self.idle.is_empty()
             || !self.partly.is_empty()
-            || !self.throttled_free.is_empty()
+            || !self.strained_free.is_empty()
             || !self.canary_free.is_empty()
     }
 
@@ -66,10 +72,10 @@ impl Pool {
             [
                 &pool.known,
                 &pool.healthy,
-                &pool.throttled,
+                &pool.strained,
                 &pool.idle,
                 &pool.partly,
-                &pool.throttled_free,
+                &pool.strained_free,
                 &pool.canary_free,
             ]
             .map(WorkerSet::clone)
@@ -79,14 +85,18 @@ impl Pool {
     }
 
     pub(crate) fn place(&mut self, at: WorkerIx, old: Standing, new: Standing) {
-        let healthy = new.ready && !new.throttled && !new.canary;
-        self.healthy.set(at, healthy);
-        self.throttled.set(at, new.throttled);
+        let is_healthy = |condition: Condition| condition.ready && !condition.strained && !condition.canary;
+        let condition = new.condition;
+        let healthy = is_healthy(condition);
+        if old.condition != condition {
+            self.healthy.set(at, healthy);
+            self.strained.set(at, condition.strained);
+            self.slots = self.slots + condition.counted() - old.condition.counted();
+        }
         self.idle.set(at, healthy && new.free && new.idle);
         self.partly.set(at, healthy && new.free && !new.idle);
-        self.throttled_free.set(at, new.throttled && new.free);
-        self.canary_free.set(at, new.canary && new.free);
-        self.slots = self.slots + u64::from(new.slots) - u64::from(old.slots);
+        self.strained_free.set(at, condition.strained && new.free);
+        self.canary_free.set(at, condition.canary && new.free);
     }
 }
 
@@ -110,23 +120,34 @@ impl PlatformEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Farm {
     pub(crate) workers: Slab<WorkerIx, Worker>,
-    pub(crate) ids: BTreeMap<WorkerId, WorkerIx>,
+    ids: Ids<WorkerId, WorkerIx>,
     pub(crate) platforms: Vec<PlatformEntry>,
     platform_ids: BTreeMap<Platform, PlatformIx>,
+    /// Workers of one kind share their table.
+    tables: BTreeSet<Table>,
     pub(crate) selectors: Selectors,
 }
 
 impl Farm {
     pub(crate) fn find(&self, id: WorkerId) -> Option<WorkerIx> {
-        self.ids.get(&id).copied()
+        self.ids.get(id)
+    }
+
+    /// All workers, by id.
+    pub(crate) fn by_id(&self) -> Vec<WorkerIx> {
+        let mut all: Vec<_> = self.workers.iter().map(|(at, worker)| (worker.id, at)).collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, at)| at).collect()
     }
 
     /// A worker is new, or its record is replaced.
     pub(crate) fn enroll(&mut self, record: WorkerRecord) -> WorkerIx {
         let id = record.id;
-        let at = match self.ids.get(&id) {
-            Some(&at) => {
-                self.workers[at].record = record;
+        let at = match self.ids.get(id) {
+            Some(at) => {
+                let worker = &mut self.workers[at];
+                worker.name = record.name.clone();
+                *worker.record = record;
                 at
             }
             None => {
@@ -145,29 +166,36 @@ impl Farm {
         let (table, old) = (std::mem::take(&mut worker.table), std::mem::take(&mut worker.standing));
         self.unlist(at, &table, old);
         let worker = self.workers.remove(at)?;
-        self.ids.remove(&worker.record.id);
+        self.ids.remove(worker.id);
         Some(worker)
     }
 
     /// What the worker says of itself, its labels or its slots changed.
     pub(crate) fn redescribe(&mut self, at: WorkerIx) {
         self.selectors.update(at, Some(&self.workers[at]));
-        let facts = self.workers[at].record.facts.clone();
-        let table: Vec<_> = facts
-            .into_iter()
-            .flat_map(|facts| facts.platforms)
-            .map(|(platform, grade)| (self.intern(&platform), grade))
-            .collect();
+        let facts = self.workers[at].record.facts.as_ref();
+        let platforms = facts.map(|facts| facts.platforms.clone()).unwrap_or_default();
+        let table = platforms.into_iter().map(|(platform, grade)| (self.intern(&platform), grade)).collect();
+        let table = self.shared(table);
         let worker = &mut self.workers[at];
         if worker.table != table {
-            let old_table = std::mem::replace(&mut worker.table, table.clone());
+            let old_table = std::mem::replace(&mut worker.table, Arc::clone(&table));
             let old = std::mem::take(&mut worker.standing);
             self.unlist(at, &old_table, old);
-            for (platform, grade) in table {
-                self.platforms[platform.0 as usize].pools[grade_index(grade)].known.set(at, true);
+            for (platform, grade) in &*table {
+                self.platforms[platform.0 as usize].pools[grade_index(*grade)].known.set(at, true);
             }
         }
         self.refresh(at);
+    }
+
+    fn shared(&mut self, table: Table) -> Table {
+        if let Some(known) = self.tables.get(&table) {
+            return Arc::clone(known);
+        }
+        self.tables.retain(|known| Arc::strong_count(known) > 1);
+        self.tables.insert(Arc::clone(&table));
+        table
     }
 
     /// Brings the worker's place in the indices up to date.
@@ -178,7 +206,7 @@ impl Farm {
             return;
         }
         worker.standing = new;
-        for (platform, grade) in &worker.table {
+        for (platform, grade) in &*worker.table {
             self.platforms[platform.0 as usize].pools[grade_index(*grade)].place(at, old, new);
         }
     }

@@ -75,6 +75,11 @@ impl Selectors {
         true
     }
 
+    /// The workers that meet the needs, where a build that is not final has them.
+    pub(crate) fn members(&self, needs: &Needs) -> Option<&WorkerSet> {
+        self.by_needs.get(needs).map(|index| &self.entries[*index].members)
+    }
+
     pub(crate) fn get(&self, index: SelectorIx) -> &Selector {
         &self.entries[index]
     }

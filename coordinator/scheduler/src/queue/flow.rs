@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::slab::{FlowIx, PlatformIx, Slab};
+use crate::slab::{FlowIx, LaneIx, PlatformIx, ProjectIx, ShareIx, Slab};
 
 /// Virtual milliseconds of predicted work.
 pub(crate) type Tag = i64;
@@ -16,69 +16,113 @@ pub(crate) type Tag = i64;
 #[derive(Debug)]
 pub(crate) struct Flow {
     platform: PlatformIx,
-    project: Arc<str>,
-    /// Tasks that refer to the flow and are not final.
-    users: usize,
+    project: ProjectIx,
     pub(crate) waiting: usize,
     pub(crate) start: Tag,
     finish: Tag,
+    /// Where it has tasks waiting: one or two lanes.
+    shares: Vec<(LaneIx, ShareIx)>,
+}
+
+#[derive(Debug)]
+struct Project {
+    name: Arc<str>,
+    /// Builds that are not final.
+    builds: usize,
+    flows: Vec<(PlatformIx, FlowIx)>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Flows {
     entries: Slab<FlowIx, Flow>,
-    by_name: BTreeMap<(PlatformIx, Arc<str>), FlowIx>,
-    /// Flows without users that are still ahead of their platform's clock: who empties its queue owes what it used.
+    projects: Slab<ProjectIx, Project>,
+    by_name: BTreeMap<Arc<str>, ProjectIx>,
+    /// Flows of projects without builds that are still ahead of their platform's clock: who empties its queue owes what it
+    /// used.
     owing: BTreeSet<(PlatformIx, Tag, FlowIx)>,
     /// Virtual time by platform: the greatest start tag served.
     clocks: Vec<Tag>,
 }
 
 impl Flows {
-    pub(crate) fn acquire(&mut self, platform: PlatformIx, project: &Arc<str>) -> FlowIx {
-        let key = (platform, Arc::clone(project));
-        let at = self.by_name.get(&key).copied().unwrap_or_else(|| {
-            let at = self.entries.insert(Flow {
-                platform,
-                project: Arc::clone(project),
-                users: 0,
-                waiting: 0,
-                start: 0,
-                finish: Tag::MIN,
-            });
-            self.by_name.insert(key, at);
+    /// The project of this name, with one more build.
+    pub(crate) fn acquire(&mut self, name: &str) -> ProjectIx {
+        let at = self.by_name.get(name).copied().unwrap_or_else(|| {
+            let name: Arc<str> = name.into();
+            let at = self.projects.insert(Project { name: Arc::clone(&name), builds: 0, flows: Vec::new() });
+            self.by_name.insert(name, at);
             at
         });
-        let flow = &mut self.entries[at];
-        if flow.users == 0 {
-            self.owing.remove(&(platform, flow.finish, at));
+        let project = &mut self.projects[at];
+        if project.builds == 0 {
+            for (platform, flow) in &project.flows {
+                self.owing.remove(&(*platform, self.entries[*flow].finish, *flow));
+            }
         }
-        flow.users += 1;
+        project.builds += 1;
         at
     }
 
-    pub(crate) fn release(&mut self, at: FlowIx) {
-        let clock = self.clock(self.entries[at].platform);
-        let flow = &mut self.entries[at];
-        flow.users -= 1;
-        if flow.users > 0 {
+    pub(crate) fn release(&mut self, at: ProjectIx) {
+        let project = &mut self.projects[at];
+        project.builds -= 1;
+        if project.builds > 0 {
             return;
         }
-        if flow.finish > clock {
-            self.owing.insert((flow.platform, flow.finish, at));
-        } else {
-            self.forget(at);
+        for (platform, flow) in std::mem::take(&mut project.flows) {
+            let finish = self.entries[flow].finish;
+            if finish > self.clock(platform) {
+                self.owing.insert((platform, finish, flow));
+                self.projects[at].flows.push((platform, flow));
+            } else {
+                self.entries.remove(flow);
+            }
         }
+        self.forget_idle(at);
     }
 
-    fn forget(&mut self, at: FlowIx) {
-        if let Some(flow) = self.entries.remove(at) {
-            self.by_name.remove(&(flow.platform, flow.project));
+    /// The project's share of the platform; there while the project has builds.
+    pub(crate) fn of(&mut self, at: ProjectIx, platform: PlatformIx) -> FlowIx {
+        let project = &mut self.projects[at];
+        if let Some((_, flow)) = project.flows.iter().find(|(of, _)| *of == platform) {
+            return *flow;
+        }
+        let flow = self.entries.insert(Flow {
+            platform,
+            project: at,
+            waiting: 0,
+            start: 0,
+            finish: Tag::MIN,
+            shares: Vec::new(),
+        });
+        project.flows.push((platform, flow));
+        flow
+    }
+
+    fn forget_idle(&mut self, at: ProjectIx) {
+        let project = &self.projects[at];
+        if project.builds == 0
+            && project.flows.is_empty()
+            && let Some(project) = self.projects.remove(at)
+        {
+            self.by_name.remove(&project.name);
         }
     }
 
     pub(crate) fn get(&self, at: FlowIx) -> &Flow {
         &self.entries[at]
+    }
+
+    pub(super) fn share(&self, at: FlowIx, lane: LaneIx) -> Option<ShareIx> {
+        self.entries[at].shares.iter().find(|(of, _)| *of == lane).map(|(_, share)| *share)
+    }
+
+    pub(super) fn opened(&mut self, at: FlowIx, lane: LaneIx, share: ShareIx) {
+        self.entries[at].shares.push((lane, share));
+    }
+
+    pub(super) fn closed(&mut self, at: FlowIx, lane: LaneIx) {
+        self.entries[at].shares.retain(|(of, _)| *of != lane);
     }
 
     pub(crate) fn joined(&mut self, at: FlowIx) {
@@ -116,7 +160,10 @@ impl Flows {
                 break;
             }
             self.owing.remove(&(of, finish, at));
-            self.forget(at);
+            if let Some(flow) = self.entries.remove(at) {
+                self.projects[flow.project].flows.retain(|(_, other)| *other != at);
+                self.forget_idle(flow.project);
+            }
         }
     }
 
@@ -133,7 +180,7 @@ impl Flows {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.len() + self.projects.len()
     }
 }
 
@@ -143,10 +190,15 @@ mod tests {
 
     const P: PlatformIx = PlatformIx(0);
 
+    fn flow(flows: &mut Flows, project: &str) -> (ProjectIx, FlowIx) {
+        let project = flows.acquire(project);
+        (project, flows.of(project, P))
+    }
+
     #[test]
     fn a_flow_that_used_more_starts_later_and_a_new_one_starts_now() {
         let mut flows = Flows::default();
-        let (a, b) = (flows.acquire(P, &"a".into()), flows.acquire(P, &"b".into()));
+        let ((_, a), (_, b)) = (flow(&mut flows, "a"), flow(&mut flows, "b"));
         for _ in 0..3 {
             flows.joined(a);
         }
@@ -159,11 +211,11 @@ mod tests {
     #[test]
     fn emptying_the_queue_does_not_clear_what_a_flow_owes() {
         let mut flows = Flows::default();
-        let a = flows.acquire(P, &"a".into());
+        let (project, a) = flow(&mut flows, "a");
         flows.joined(a);
         flows.served(a, 1_000);
-        flows.release(a);
-        let again = flows.acquire(P, &"a".into());
+        flows.release(project);
+        let (_, again) = flow(&mut flows, "a");
         flows.joined(again);
         assert_eq!(flows.get(again).start, 1_000);
     }
@@ -171,18 +223,26 @@ mod tests {
     #[test]
     fn flows_that_owe_nothing_are_forgotten() {
         let mut flows = Flows::default();
-        for project in 0..100 {
-            let at = flows.acquire(P, &format!("p{project}").into());
+        for number in 0..100 {
+            let (project, at) = flow(&mut flows, &format!("p{number}"));
             flows.joined(at);
             flows.served(at, 10);
-            flows.release(at);
+            flows.release(project);
         }
-        assert_eq!(flows.len(), 100, "all have used a little, none is overtaken yet");
-        let busy = flows.acquire(P, &"busy".into());
+        assert_eq!(flows.len(), 200, "all have used a little, none is overtaken yet");
+        let (_, busy) = flow(&mut flows, "busy");
         for _ in 0..3 {
             flows.joined(busy);
             flows.served(busy, 10);
         }
-        assert_eq!(flows.len(), 1);
+        assert_eq!(flows.len(), 2, "one project and its flow");
+    }
+
+    #[test]
+    fn a_project_without_builds_and_debts_is_forgotten_at_once() {
+        let mut flows = Flows::default();
+        let (project, _) = flow(&mut flows, "a");
+        flows.release(project);
+        assert_eq!(flows.len(), 0);
     }
 }

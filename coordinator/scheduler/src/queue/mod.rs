@@ -9,24 +9,25 @@ use kiln_common::Timestamp;
 
 use self::{
     flow::{Flows, Tag},
-    lane::{Lane, LaneKey, Mode, Order},
+    lane::{Lane, LaneKey, Mode, Order, Share, Shares, Waiting},
 };
-use crate::slab::{FlowIx, LaneIx, PlatformIx, SelectorIx, Slab};
+use crate::slab::{FlowIx, LaneIx, PlatformIx, SelectorIx, ShareIx, Slab, TaskIx};
 
-/// Where a waiting task stands.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Spot {
+/// A lane as its platform lists it: what a worker with room looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Listed {
     pub(crate) lane: LaneIx,
-    pub(crate) flow: FlowIx,
-    pub(crate) order: Order,
-    pub(crate) cost: u64,
+    pub(crate) selector: SelectorIx,
+    pub(crate) mode: Mode,
+    /// When its first task is due, or earlier.
+    pub(crate) due: Tag,
 }
 
 /// What waits for one platform.
 #[derive(Debug, Default)]
 pub(crate) struct PlatformQueue {
     /// Lanes that are not empty.
-    pub(crate) lanes: Vec<LaneIx>,
+    pub(crate) lanes: Vec<Listed>,
     pub(crate) waiting: usize,
     /// Predicted milliseconds of native work.
     pub(crate) cost: u64,
@@ -48,24 +49,24 @@ impl PlatformQueue {
 pub(crate) struct Queue {
     pub(crate) lanes: Slab<LaneIx, Lane>,
     by_key: BTreeMap<LaneKey, LaneIx>,
+    pub(crate) shares: Shares,
     pub(crate) platforms: Vec<PlatformQueue>,
     pub(crate) flows: Flows,
     clock: Tag,
-    sequence: u64,
 }
 
 impl Queue {
-    pub(crate) fn next_sequence(&mut self) -> u64 {
-        self.sequence += 1;
-        self.sequence
-    }
-
-    pub(crate) fn enqueue(&mut self, key: LaneKey, flow: FlowIx, order: Order, cost: u64, now: Timestamp) -> Spot {
+    pub(crate) fn enqueue(&mut self, key: LaneKey, flow: FlowIx, waiting: Waiting, now: Timestamp) -> ShareIx {
         let at = key.platform.0 as usize;
         if at >= self.platforms.len() {
             self.platforms.resize_with(at + 1, PlatformQueue::default);
         }
         let lane = *self.by_key.entry(key).or_insert_with(|| self.lanes.insert(Lane::new(key)));
+        let share = self.flows.share(flow, lane).unwrap_or_else(|| {
+            let share = self.shares.insert(Share::new(lane, flow));
+            self.flows.opened(flow, lane, share);
+            share
+        });
         self.flows.joined(flow);
         let platform = &mut self.platforms[at];
         if platform.waiting == 0 {
@@ -73,28 +74,41 @@ impl Queue {
             platform.moved_at = now;
         }
         platform.waiting += 1;
-        platform.cost += cost;
-        if self.lanes[lane].is_empty() {
-            platform.lanes.push(lane);
+        platform.cost += waiting.cost;
+        let entry = &mut self.lanes[lane];
+        if entry.is_empty() {
+            entry.listed = platform.lanes.len();
+            platform.lanes.push(Listed { lane, selector: key.selector, mode: key.mode, due: Tag::MAX });
         }
-        self.lanes[lane].insert(&self.flows, flow, order);
-        Spot { lane, flow, order, cost }
+        entry.insert(&self.flows, &mut self.shares, share, waiting);
+        platform.lanes[entry.listed].due = entry.due();
+        share
     }
 
     /// Takes a task out: `served` when it goes to a worker at this cost, otherwise it is withdrawn.
-    pub(crate) fn dequeue(&mut self, spot: &Spot, served: Option<u64>, now: Timestamp) {
+    pub(crate) fn dequeue(&mut self, share: ShareIx, order: Order, served: Option<u64>, now: Timestamp) {
+        let Share { lane: lane_at, flow, .. } = self.shares[share];
         match served {
-            Some(cost) => self.flows.served(spot.flow, cost),
-            None => self.flows.left(spot.flow),
+            Some(cost) => self.flows.served(flow, cost),
+            None => self.flows.left(flow),
         }
-        let lane = &mut self.lanes[spot.lane];
-        lane.remove(&self.flows, spot.flow, &spot.order);
-        let emptied = lane.is_empty();
+        let lane = &mut self.lanes[lane_at];
+        let waiting = lane.remove(&self.flows, &mut self.shares, share, order);
+        if self.shares[share].tasks.is_empty() {
+            self.shares.remove(share);
+            self.flows.closed(flow, lane_at);
+        }
+        let (listed, due) = (lane.listed, lane.due());
         let platform = &mut self.platforms[lane.key.platform.0 as usize];
         platform.waiting -= 1;
-        platform.cost -= spot.cost;
-        if emptied {
-            platform.lanes.retain(|at| *at != spot.lane);
+        platform.cost -= waiting.map_or(0, |waiting| waiting.cost);
+        if lane.is_empty() {
+            platform.lanes.swap_remove(listed);
+            if let Some(moved) = platform.lanes.get(listed) {
+                self.lanes[moved.lane].listed = listed;
+            }
+        } else {
+            platform.lanes[listed].due = due;
         }
         if let Some(cost) = served {
             platform.moved_at = now;
@@ -106,6 +120,45 @@ impl Queue {
 
     pub(crate) fn platform(&self, platform: PlatformIx) -> Option<&PlatformQueue> {
         self.platforms.get(platform.0 as usize)
+    }
+
+    /// The attitude to emulation of the lane where a task waits.
+    pub(crate) fn mode(&self, share: ShareIx) -> Mode {
+        self.lanes[self.shares[share].lane].key.mode
+    }
+
+    /// When the lane's first task is due, exactly.
+    pub(crate) fn refresh(&mut self, lane: LaneIx) -> Tag {
+        let entry = &mut self.lanes[lane];
+        let due = entry.refresh(&self.flows, &mut self.shares);
+        if !entry.is_empty() {
+            self.platforms[entry.key.platform.0 as usize].lanes[entry.listed].due = due;
+        }
+        due
+    }
+
+    /// The tasks of the lane's front, about in order.
+    pub(crate) fn front(&self, lane: LaneIx) -> impl Iterator<Item = TaskIx> {
+        self.lanes[lane].front(&self.shares)
+    }
+
+    /// The task of the lane that would have to wait longest.
+    pub(crate) fn last(&self, lane: LaneIx) -> Option<TaskIx> {
+        self.lanes[lane].last(&self.shares)
+    }
+
+    /// How many tasks of the platform go before this one, about.
+    pub(crate) fn ahead_of(&self, share: ShareIx, order: Order, platform: PlatformIx) -> usize {
+        let Some(queue) = self.platform(platform) else { return 0 };
+        let mean = queue.cost / (queue.waiting.max(1) as u64);
+        let lanes = queue.lanes.iter().map(|listed| &self.lanes[listed.lane]);
+        lanes.map(|lane| lane.ahead_of(&self.flows, &self.shares, (share, order), mean)).sum()
+    }
+
+    /// Everything that waits in the lane.
+    pub(crate) fn waiting_in(&self, lane: LaneIx) -> impl Iterator<Item = (ShareIx, &Waiting)> {
+        let shares = self.lanes[lane].shares();
+        shares.flat_map(|at| self.shares[at].tasks.iter().map(move |waiting| (at, waiting)))
     }
 
     /// The selector is gone, and its lanes, empty by now, with it.

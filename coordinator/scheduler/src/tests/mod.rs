@@ -2,4 +2,5 @@
 
 mod loss;
 mod placement;
+mod sharing;
 mod spine;

@@ -14,8 +14,9 @@ use crate::{
 
 fn refusal(farm: &Farm) -> Refusal {
     let refusals = farm.effects.iter();
-    let mut refusals = refusals
-        .filter_map(|effect| if let Effect::Refused { refusal, .. } = effect { Some(refusal.clone()) } else { None });
+    let mut refusals = refusals.filter_map(|effect| {
+        if let Effect::Refused { refusal, .. } = effect { Some(Refusal::clone(refusal)) } else { None }
+    });
     refusals.next().expect("a refusal")
 }
 
@@ -104,7 +105,12 @@ fn the_same_request_id_gives_the_same_build() {
     farm.connect(1, native(AMD64, 2));
     for number in [1, 2] {
         let request_id = Some("ci-7".to_owned());
-        farm.event(Event::Submit { build: build(number), request_id, spec: Box::new(spec(&[AMD64])) });
+        farm.event(Event::Submit {
+            build: build(number),
+            request_id,
+            spec: Box::new(spec(&[AMD64])),
+            credentials: None,
+        });
     }
     assert_eq!(farm.effects, [Effect::Accepted { build: build(1) }]);
     assert_eq!(farm.dispatches.len(), 1);
@@ -356,9 +362,9 @@ fn explain_names_each_worker_s_obstacle_and_the_place_in_the_queue() {
     });
     let explanation = &farm.scheduler.explain(build(3), farm.now)[0];
     let reasons: Vec<_> = explanation.verdicts.iter().map(|verdict| verdict.reason.as_str()).collect();
-    assert_eq!(reasons, ["full: 1 of 1 slots in use", "does not run linux/amd64", "offline"]);
+    assert_eq!(reasons, ["full: 1 of 1 slots in use", "offline", "does not run linux/amd64"]);
     assert_eq!(explanation.queue_position, 2);
     assert!(explanation.predicted_start.is_some() && !explanation.predicted_emulated);
     assert!(explanation.summary.contains("position 2"), "{}", explanation.summary);
-    assert!(farm.scheduler.waiting_reason(explanation.task).is_some());
+    assert!(farm.scheduler.waiting_reason(farm.tasks(3)[0]).is_some());
 }

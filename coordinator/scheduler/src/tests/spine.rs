@@ -117,7 +117,7 @@ fn a_retry_runs_what_failed_and_keeps_the_digests() {
     farm.connect(1, native(AMD64, 1)).connect(2, native(ARM64, 1)).submit(1, spec(&[AMD64, ARM64]));
     let (first, second) = (farm.dispatches[0].clone(), farm.dispatches[1].clone());
     farm.report(&first, succeeded()).report(&second, AttemptOutcome::BuildFailed { message: "no".into() });
-    farm.event(Event::Retry { build: build(1) });
+    farm.event(Event::Retry { build: build(1), credentials: None });
     assert!(farm.has(|effect| matches!(effect, Effect::Accepted { .. })));
     assert_eq!((farm.dispatches.len(), farm.last_dispatch().task), (3, second.task));
     let again = farm.last_dispatch();
@@ -133,7 +133,7 @@ fn a_retry_after_a_failed_publish_only_publishes() {
     farm.report(&dispatch, succeeded());
     farm.event(Event::PublishFailed { build: build(1), publish: 1, published: None, message: "503".into() });
     assert!(matches!(farm.state(1), BuildState::Failed { .. }));
-    farm.event(Event::Retry { build: build(1) });
+    farm.event(Event::Retry { build: build(1), credentials: None });
     assert_eq!((farm.dispatches.len(), farm.job().publish), (1, 2));
 }
 
@@ -145,7 +145,7 @@ fn the_outcome_of_an_abandoned_publish_changes_nothing() {
     farm.report(&dispatch, succeeded());
     farm.event(Event::Cancel { build: build(1), reason: String::new() });
     assert!(farm.has(|effect| matches!(effect, Effect::AbandonPublish { .. })));
-    farm.event(Event::Retry { build: build(1) });
+    farm.event(Event::Retry { build: build(1), credentials: None });
     let job = farm.job();
     farm.event(Event::PublishFailed { build: build(1), publish: 1, published: None, message: "late".into() });
     assert!(farm.effects.is_empty());
@@ -157,9 +157,11 @@ fn the_outcome_of_an_abandoned_publish_changes_nothing() {
 fn a_build_in_the_wrong_state_is_neither_retried_nor_backfilled() {
     let mut farm = Farm::new();
     farm.connect(1, native(AMD64, 1)).submit(1, spec(&[AMD64]));
-    for event in
-        [Event::Retry { build: build(1) }, Event::Backfill { build: build(1) }, Event::Retry { build: build(9) }]
-    {
+    for event in [
+        Event::Retry { build: build(1), credentials: None },
+        Event::Backfill { build: build(1), credentials: None },
+        Event::Retry { build: build(9), credentials: None },
+    ] {
         farm.event(event);
         assert!(matches!(farm.effects[..], [Effect::Refused { .. }]), "{:?}", farm.effects);
     }
@@ -174,7 +176,7 @@ fn a_backfill_adds_the_missing_leg() {
     let (required, optional) = (farm.dispatches[0].clone(), farm.dispatches[1].clone());
     farm.report(&optional, AttemptOutcome::BuildFailed { message: "no".into() }).report(&required, succeeded());
     let job = farm.job();
-    farm.published(&job).pass(Duration::from_secs(1)).event(Event::Backfill { build: build(1) });
+    farm.published(&job).pass(Duration::from_secs(1)).event(Event::Backfill { build: build(1), credentials: None });
     let again = farm.last_dispatch();
     assert_eq!(again.task, optional.task);
     farm.report(&again, succeeded());
@@ -193,7 +195,7 @@ fn a_backfill_that_brings_nothing_leaves_the_tags_alone() {
     let (required, optional) = (farm.dispatches[0].clone(), farm.dispatches[1].clone());
     farm.report(&optional, AttemptOutcome::BuildFailed { message: "no".into() }).report(&required, succeeded());
     let job = farm.job();
-    farm.published(&job).event(Event::Backfill { build: build(1) });
+    farm.published(&job).event(Event::Backfill { build: build(1), credentials: None });
     let again = farm.last_dispatch();
     farm.report(&again, AttemptOutcome::BuildFailed { message: "no".into() });
     assert!(!farm.has(|effect| matches!(effect, Effect::Publish(_))));
@@ -209,7 +211,8 @@ fn final_builds_are_forgotten_and_can_be_recalled() {
     let (record, tasks) = (farm.record(1).clone(), farm.tasks(1).into_iter().cloned().collect::<Vec<_>>());
     farm.pass(Duration::from_secs(601));
     assert!(farm.scheduler.build(build(1)).is_none());
-    farm.event(Event::Recall { build: Box::new(record), tasks }).event(Event::Retry { build: build(1) });
+    farm.event(Event::Recall { build: Box::new(record), tasks })
+        .event(Event::Retry { build: build(1), credentials: None });
     assert_eq!(farm.dispatches.len(), 2);
 }
 
@@ -223,6 +226,7 @@ fn memory_stays_bounded_over_many_builds() {
                 build: build(number),
                 request_id: Some(number.to_string()),
                 spec: Box::new(spec(&[AMD64])),
+                credentials: None,
             },
             farm.now,
         );
