@@ -31,7 +31,7 @@ Logs are in target/test-logs. The last line is `N passed, N failed`; the exit co
 KILN_TEST_THREADS (default 2) is how many end-to-end tests run at once.
 KILN_TEST_SEED (default 1) is where the property tests start; empty means somewhere else each time.
 KILN_FUZZ_RUNS (default 1500) is how many mutations each parser gets, KILN_FUZZ_SEED (default 1) where they start.
-KILN_SIMULATION_SEEDS (default 10000) is how many histories of the farm are simulated: a million takes about an hour. A history that
+KILN_SIMULATION_SEEDS (default 10000) is how many histories of the farm are simulated: a million takes some twenty minutes. A history that
 breaks a rule is printed with the command that replays it.
 KILN_BENCH_ONLY=rate,idle,memory,cached,steps,context,merge measures some of these alone; KILN_BENCH_RUNS (default 7) says how often.
 USAGE

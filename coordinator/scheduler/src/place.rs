@@ -241,14 +241,15 @@ impl Scheduler {
         }
     }
 
-    /// Tries each lane of the platform until it gives no more; bounded by a turn's effects.
+    /// Tries each lane of the platform until it gives no more; bounded by a turn's effects, and what is beyond comes soon.
     pub(crate) fn place_waiting(&mut self, platform: PlatformIx) {
         let lanes = self.queue.platform(platform).map(|queue| queue.lanes.clone()).unwrap_or_default();
         let mut budget = self.config.effects_per_turn / 2;
         for listed in lanes {
             while budget > 0 {
-                budget -= 1;
                 let Some((task, (worker, grade, why))) = self.next_of_lane(listed.lane) else { break };
+                // Only what is placed counts: looks that find nothing would have the review begin anew for ever.
+                budget -= 1;
                 self.dispatch(task, worker, grade, why);
                 self.farm.refresh(worker);
             }
