@@ -19,7 +19,8 @@ use crate::{
     store::{Store, StoreError, keys, records, records::BuildView},
 };
 
-pub(super) type Query = Box<dyn FnOnce(&Scheduler, Timestamp) + Send>;
+/// Looks at the state and returns what tells of it, once that state is committed.
+pub(super) type Query = Box<dyn FnOnce(&Scheduler, Timestamp) -> Box<dyn FnOnce() + Send> + Send>;
 
 /// What waits for the driver.
 pub(super) enum Command {
@@ -34,7 +35,6 @@ pub(super) enum Command {
         event: Box<Event>,
     },
     Request(Request),
-    /// Runs on the committed state, between two turns.
     Query(Query),
     WatchBuild {
         build: BuildId,
@@ -115,7 +115,7 @@ pub type WorkerWatch = Pin<Box<dyn Stream<Item = Result<Vec<WorkerId>, WatchErro
 
 #[derive(Clone)]
 pub struct Handle {
-    queue: mpsc::Sender<Command>,
+    pub(super) queue: mpsc::Sender<Command>,
     secrets: SecretStore,
     store: Arc<dyn Store>,
 }
@@ -194,7 +194,7 @@ impl Handle {
         self.queue.send(Command::Heard { session, event: Box::new(event) }).await.map_err(|_| Stopped)
     }
 
-    /// What the committed state says, and the moment of its last turn.
+    /// What the state says, told once it is committed, and the moment of its last turn.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -203,7 +203,10 @@ impl Handle {
         ask: impl FnOnce(&Scheduler, Timestamp) -> T + Send + 'static,
     ) -> Result<T, Stopped> {
         let (answer, answered) = oneshot::channel();
-        let ask = move |scheduler: &Scheduler, now| drop(answer.send(ask(scheduler, now)));
+        let ask = move |scheduler: &Scheduler, now| {
+            let found = ask(scheduler, now);
+            Box::new(move || drop(answer.send(found))) as Box<dyn FnOnce() + Send>
+        };
         self.queue.send(Command::Query(Box::new(ask))).await.map_err(|_| Stopped)?;
         answered.await.map_err(|_| Stopped)
     }

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -17,7 +17,7 @@ use kiln_scheduler::{
     effect::PublishJob,
     record::{EngineFacts, MachineFacts, WorkerFacts},
 };
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -32,11 +32,25 @@ use crate::{
     store::{Change, Entry, MemoryStore, Revision, Store, StoreError, Txn, keys, records},
 };
 
-/// Works until it is told to fail.
-#[derive(Default)]
+/// Works until it is told to fail; while it is held, each commit waits to be let through.
 struct Breakable {
     inner: MemoryStore,
     broken: AtomicBool,
+    held: AtomicBool,
+    gate: Semaphore,
+    commits: AtomicUsize,
+}
+
+impl Default for Breakable {
+    fn default() -> Self {
+        Self {
+            inner: MemoryStore::default(),
+            broken: AtomicBool::default(),
+            held: AtomicBool::default(),
+            gate: Semaphore::new(0),
+            commits: AtomicUsize::default(),
+        }
+    }
 }
 
 #[async_trait]
@@ -50,6 +64,10 @@ impl Store for Breakable {
     }
 
     async fn commit(&self, txn: Txn) -> Result<Revision, StoreError> {
+        self.commits.fetch_add(1, Ordering::SeqCst);
+        if self.held.load(Ordering::SeqCst) {
+            self.gate.acquire().await.expect("never closed").forget();
+        }
         if self.broken.load(Ordering::SeqCst) {
             return Err(StoreError::Failed { place: "test".into(), problem: "no space left on device".into() });
         }
@@ -138,6 +156,7 @@ impl Bench {
         bench.handle.send(Event::WorkerEnrolled { worker: record(worker) }).await.expect("enrolled");
         let connected = Event::WorkerConnected { worker, facts: Box::new(facts()), attempts: Vec::new() };
         bench.handle.hear(bench.session(1), connected).await.expect("connected");
+        bench.handle.query(|_, _| ()).await.expect("committed");
         bench
     }
 
@@ -175,8 +194,31 @@ impl Bench {
         assigned.collect()
     }
 
+    /// Submits beside the test, and returns once the driver has taken it up as far as it will.
+    async fn begin_submit(&self) -> JoinHandle<Result<BuildId, SubmitError>> {
+        let handle = self.handle.clone();
+        let submission = Submission {
+            build: BuildId::generate(),
+            request_id: None,
+            spec: spec(),
+            secrets: BuildSecrets::default(),
+            who: Who::farm(),
+        };
+        let submitting =
+            tokio::spawn(async move { handle.submit(submission).await.map(|submitted| submitted.accepted.build) });
+        settle().await;
+        submitting
+    }
+
     fn orders(&self) -> usize {
         self.sent.0.lock().expect("sound").len()
+    }
+}
+
+/// Lets every other task of the test's one thread run until it waits.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -222,6 +264,64 @@ async fn nothing_is_acknowledged_or_sent_once_a_commit_fails_and_the_loop_ends()
     assert!(matches!(bench.submit().await, Err(SubmitError::Stopped)));
     assert_eq!(bench.orders(), before, "no effect of the turn was acted on");
     assert!(matches!(bench.run.await.expect("no panic"), Err(StopCause::Commit(_))));
+}
+
+#[tokio::test]
+async fn what_comes_in_during_a_commit_shares_the_next_one_and_is_told_after_it() {
+    let bench = Bench::new().await;
+    let (orders, commits) = (bench.orders(), bench.store.commits.load(Ordering::SeqCst));
+    bench.store.held.store(true, Ordering::SeqCst);
+    let first = bench.begin_submit().await;
+    let mut others = Vec::new();
+    for _ in 0..10 {
+        others.push(bench.begin_submit().await);
+    }
+    assert_eq!(bench.handle.queue.capacity(), limits::DRIVER_QUEUE, "all are taken up");
+    assert_eq!(bench.store.commits.load(Ordering::SeqCst), commits + 1, "one at a time");
+    assert!(!first.is_finished() && bench.orders() == orders, "nothing is told before it is durable");
+
+    bench.store.gate.add_permits(1);
+    first.await.expect("no panic").expect("accepted");
+    settle().await;
+    assert!(others.iter().all(|other| !other.is_finished()));
+    assert_eq!(bench.orders(), orders + 1, "the first one's assignment");
+
+    bench.store.gate.add_permits(1);
+    for other in others {
+        other.await.expect("no panic").expect("accepted");
+    }
+    assert_eq!(bench.store.commits.load(Ordering::SeqCst), commits + 2);
+    assert_eq!(bench.orders(), orders + 11);
+}
+
+#[tokio::test]
+async fn what_was_taken_up_during_a_commit_that_fails_never_reaches_the_store() {
+    let bench = Bench::new().await;
+    let (orders, commits) = (bench.orders(), bench.store.commits.load(Ordering::SeqCst));
+    bench.store.held.store(true, Ordering::SeqCst);
+    let (first, second) = (bench.begin_submit().await, bench.begin_submit().await);
+    bench.store.broken.store(true, Ordering::SeqCst);
+    bench.store.gate.add_permits(1);
+    for submitting in [first, second] {
+        assert!(matches!(submitting.await.expect("no panic"), Err(SubmitError::Stopped)));
+    }
+    assert!(matches!(bench.run.await.expect("no panic"), Err(StopCause::Commit(_))));
+    assert_eq!(bench.store.commits.load(Ordering::SeqCst), commits + 1);
+    assert_eq!(bench.sent.0.lock().expect("sound").len(), orders);
+}
+
+#[tokio::test]
+async fn a_question_is_answered_once_what_it_saw_is_durable() {
+    let bench = Bench::new().await;
+    bench.store.held.store(true, Ordering::SeqCst);
+    let submitting = bench.begin_submit().await;
+    let handle = bench.handle.clone();
+    let asking = tokio::spawn(async move { handle.query(|scheduler, _| scheduler.builds().count()).await });
+    settle().await;
+    assert!(!asking.is_finished());
+    bench.store.gate.add_permits(1);
+    let build = submitting.await.expect("no panic").expect("accepted");
+    assert_eq!(asking.await.expect("no panic").expect("answered"), 1, "{build}");
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
-//! One turn after the other: events in, one transaction, effects out.
+//! One turn after the other: events in, one transaction, effects out. While a turn's transaction is on its way into the
+//! store, the next turn is already taken up.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use kiln_common::{BuildId, WorkerId, limits};
 use kiln_scheduler::{Effect, Event, Scheduler, effect::Refusal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -18,11 +20,12 @@ use super::{
     publishing::Publishing,
     recovery,
     speakers::{SessionId, Speakers},
+    staging::{After, Indexed, Turn},
 };
 use crate::{
     audit::{Object, Trail},
     secrets::SecretStore,
-    store::{Store, StoreError, Txn, keys, records, records::BuildView},
+    store::{Revision, Store, StoreError, keys, records, records::BuildView},
 };
 
 /// What a driver is made of.
@@ -55,22 +58,16 @@ pub struct Driver {
     hub: Hub,
     speakers: Speakers,
     queue: mpsc::Receiver<Command>,
+    /// What is taken up and not yet given to the store.
+    turn: Turn,
+    indexed: Indexed,
     clock: Clock,
 }
 
-type Answer = (oneshot::Sender<Result<Accepted, Refusal>>, Result<BuildId, Refusal>);
-
-/// What one turn collects before its commit.
-#[derive(Default)]
-struct Turn {
-    txn: Txn,
-    /// Each with the session that its worker had when it was decided: what was meant for one never reaches a later one.
-    effects: Vec<(Effect, Option<SessionId>)>,
-    answers: Vec<Answer>,
-    done: Vec<oneshot::Sender<()>>,
-    /// What is to be done on the committed state.
-    after: Vec<Command>,
-    touched: HashSet<WorkerId>,
+/// A turn whose transaction is on its way into the store.
+struct Committing {
+    turn: Turn,
+    commit: BoxFuture<'static, Result<Revision, StoreError>>,
 }
 
 impl Driver {
@@ -97,11 +94,13 @@ impl Driver {
             hub: Hub::default(),
             speakers: Speakers::default(),
             queue: queue.0,
+            turn: Turn::default(),
+            indexed: Indexed::default(),
             clock: Clock::new(),
         };
-        let mut turn = Turn::default();
-        driver.handle(event, &mut turn);
-        driver.finish(turn).await.map_err(StopCause::Commit)?;
+        driver.handle(event);
+        let committing = driver.begin_commit().map_err(StopCause::Commit)?;
+        driver.finish(Some(committing)).await.map_err(StopCause::Commit)?;
         Ok(driver)
     }
 
@@ -110,117 +109,159 @@ impl Driver {
     /// # Errors
     /// [`StopCause`]: nothing that was not committed was told to anyone.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StopCause> {
-        loop {
+        let mut committing = None;
+        while !stop.is_cancelled() {
+            if committing.is_none() && !self.turn.is_empty() {
+                committing = Some(self.begin_commit().map_err(StopCause::Commit)?);
+            }
             let wait = self.scheduler.poll_deadline().map(|deadline| deadline.since(self.clock.read()));
-            let command = tokio::select! {
+            let has_room = self.turn.taken < limits::DRIVER_BATCH;
+            tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                command = self.queue.recv() => match command {
-                    Some(command) => Some(command),
+                committed = committed(&mut committing) => {
+                    let turn = committed.map_err(StopCause::Commit)?;
+                    committing = None;
+                    self.conclude(turn).await;
+                }
+                command = self.queue.recv(), if has_room => match command {
+                    Some(command) => self.take_up(command).map_err(StopCause::Commit)?,
                     None => break,
                 },
-                () = sleep(wait) => None,
-            };
-            self.turn(command).await.map_err(StopCause::Commit)?;
+                () = sleep(wait) => self.take_up_deadline(),
+            }
         }
+        self.finish(committing).await.map_err(StopCause::Commit)?;
+        let last = self.begin_commit().map_err(StopCause::Commit)?;
+        self.finish(Some(last)).await.map_err(StopCause::Commit)?;
         info!("driver stopped");
         Ok(())
     }
 
-    async fn turn(&mut self, first: Option<Command>) -> Result<(), StoreError> {
-        let now = self.clock.read();
-        let mut turn = Turn::default();
-        let mut next = first;
-        for taken in 1.. {
-            let Some(command) = next else { break };
-            self.take(command, &mut turn)?;
-            next = if taken < limits::DRIVER_BATCH { self.queue.try_recv().ok() } else { None };
+    /// Takes up a command and those that wait behind it, as far as the turn has room.
+    fn take_up(&mut self, first: Command) -> Result<(), StoreError> {
+        self.clock.read();
+        let mut next = Some(first);
+        while let Some(command) = next {
+            self.turn.taken += 1;
+            self.take(command)?;
+            next = if self.turn.taken < limits::DRIVER_BATCH { self.queue.try_recv().ok() } else { None };
         }
-        if self.scheduler.poll_deadline().is_some_and(|deadline| deadline <= now) {
-            let effects = self.scheduler.handle_deadline(now);
-            self.collect(effects, &mut turn);
-        }
-        self.finish(turn).await
+        self.take_up_deadline();
+        Ok(())
     }
 
-    fn handle(&mut self, event: Event, turn: &mut Turn) {
+    fn take_up_deadline(&mut self) {
+        self.clock.read();
+        if self.scheduler.poll_deadline().is_some_and(|deadline| deadline <= self.clock.last()) {
+            let effects = self.scheduler.handle_deadline(self.clock.last());
+            self.collect(effects);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
         let effects = self.scheduler.handle(event, self.clock.last());
-        self.collect(effects, turn);
+        self.collect(effects);
     }
 
-    fn collect(&self, effects: Vec<Effect>, turn: &mut Turn) {
+    fn collect(&mut self, effects: Vec<Effect>) {
+        // Before the secrets of the build that ends are forgotten, and before its worker might ask for a chunk in vain.
+        for effect in &effects {
+            if let Effect::PassOn(pass_on) = effect {
+                self.ledger.passed_on(pass_on);
+            }
+        }
         let session = |effect: &Effect| addressee(effect).and_then(|worker| self.speakers.current(worker));
-        turn.effects.extend(effects.into_iter().map(|effect| {
+        self.turn.effects.extend(effects.into_iter().map(|effect| {
             let session = session(&effect);
             (effect, session)
         }));
     }
 
-    fn take(&mut self, command: Command, turn: &mut Turn) -> Result<(), StoreError> {
+    fn take(&mut self, command: Command) -> Result<(), StoreError> {
         match command {
             Command::Event { event, done } => {
-                turn.touched.extend(worker_of(&event));
-                turn.done.extend(done);
-                self.handle(*event, turn);
+                self.turn.touched.extend(worker_of(&event));
+                self.turn.done.extend(done);
+                self.handle(*event);
             }
             Command::Heard { session, event } => {
-                turn.touched.insert(session.worker);
+                self.turn.touched.insert(session.worker);
                 for event in self.speakers.hear(session, *event) {
-                    self.handle(event, turn);
+                    self.handle(event);
                 }
             }
-            Command::Request(request) => self.take_request(request, turn)?,
-            after @ (Command::Query(_) | Command::WatchBuild { .. } | Command::WatchWorkers { .. }) => {
-                turn.after.push(after);
+            Command::Request(request) => self.take_request(request)?,
+            Command::Query(ask) => {
+                let tell = ask(&self.scheduler, self.clock.last());
+                self.turn.after.push(After::Tell(tell));
             }
+            Command::WatchBuild { build, answer } => self.turn.after.push(After::WatchBuild { build, answer }),
+            Command::WatchWorkers { answer } => self.turn.after.push(After::WatchWorkers { answer }),
         }
         Ok(())
     }
 
-    fn take_request(&mut self, request: Request, turn: &mut Turn) -> Result<(), StoreError> {
+    fn take_request(&mut self, request: Request) -> Result<(), StoreError> {
         let Request { events, sealed, act: (who, action), answer } = request;
         let own = events.last().and_then(build_of);
-        let start = turn.effects.len();
+        let start = self.turn.effects.len();
         for event in events {
-            self.handle(event, turn);
+            self.handle(event);
         }
-        let outcome = turn.effects[start..].iter().find_map(|(effect, _)| outcome_of(effect));
+        let outcome = self.turn.effects[start..].iter().find_map(|(effect, _)| outcome_of(effect));
         if let (Some(Ok(build)), Some(sealed)) = (&outcome, sealed)
             && own == Some(*build)
         {
             // Before the records: an end in the same turn deletes it again.
-            turn.txn.put(keys::secrets(*build), sealed);
+            self.turn.txn.put(keys::secrets(*build), sealed);
         }
         if let Some(Ok(build)) = outcome {
             let detail = if own == Some(build) { "" } else { "sent again" };
-            self.trail.stage(&mut turn.txn, who.did(action, Object::Build(build), detail))?;
+            self.trail.stage(&mut self.turn.txn, who.did(action, Object::Build(build), detail))?;
         }
         match outcome {
-            Some(outcome) => turn.answers.push((answer, outcome)),
+            Some(outcome) => {
+                let outcome = outcome.map(|build| self.accepted(build));
+                self.turn.answers.push((answer, outcome));
+            }
             None => warn!(build = ?own, "the scheduler gave no answer to a request"),
         }
         Ok(())
     }
 
-    async fn finish(&mut self, mut turn: Turn) -> Result<(), StoreError> {
-        // Before the commit forgets the secrets of the build that ends, and before its worker might ask for a chunk in vain.
-        for (effect, _) in &turn.effects {
-            if let Effect::PassOn(pass_on) = effect {
-                self.ledger.passed_on(pass_on);
-            }
+    fn accepted(&self, build: BuildId) -> Accepted {
+        let record = self.scheduler.build(build).cloned();
+        let tasks = || self.scheduler.tasks_of(build).cloned().collect();
+        Accepted { build, snapshot: record.map(|build| BuildView { build, tasks: tasks() }) }
+    }
+
+    /// Gives what was taken up to the store. Call it when nothing else is on its way there: after a commit that failed, no
+    /// later one may stand.
+    fn begin_commit(&mut self) -> Result<Committing, StoreError> {
+        let mut turn = std::mem::take(&mut self.turn);
+        self.indexed.stage(&mut turn.txn, &turn.effects)?;
+        let (store, txn) = (Arc::clone(&self.store), std::mem::take(&mut turn.txn));
+        let commit = async move { if txn.is_empty() { store.revision().await } else { store.commit(txn).await } };
+        Ok(Committing { turn, commit: commit.boxed() })
+    }
+
+    async fn finish(&mut self, mut committing: Option<Committing>) -> Result<(), StoreError> {
+        if committing.is_some() {
+            let turn = committed(&mut committing).await?;
+            self.conclude(turn).await;
         }
-        stage(&mut turn.txn, &turn.effects)?;
-        if !turn.txn.is_empty() {
-            let writes = turn.txn.writes.len();
-            let revision = self.store.commit(std::mem::take(&mut turn.txn)).await?;
-            debug!(revision, writes, "turn committed");
-        }
-        for (effect, session) in std::mem::take(&mut turn.effects) {
+        Ok(())
+    }
+
+    /// Acts on a turn that is committed.
+    async fn conclude(&mut self, turn: Turn) {
+        for (effect, session) in turn.effects {
             self.act(effect, session);
         }
         for (answer, outcome) in turn.answers {
             // A caller that went away asks again with its request id.
-            drop(answer.send(outcome.map(|build| self.accepted(build))));
+            drop(answer.send(outcome));
         }
         for done in turn.done {
             // Whoever does not wait any more needs no answer.
@@ -228,10 +269,9 @@ impl Driver {
         }
         turn.touched.into_iter().for_each(|worker| self.hub.worker_changed(worker));
         self.hub.flush();
-        for command in turn.after {
-            self.serve(command).await;
+        for after in turn.after {
+            self.serve(after).await;
         }
-        Ok(())
     }
 
     /// Acts on an effect whose turn is committed; `session` is the one to tell of it.
@@ -280,12 +320,6 @@ impl Driver {
         }
     }
 
-    fn accepted(&self, build: BuildId) -> Accepted {
-        let record = self.scheduler.build(build).cloned();
-        let tasks = || self.scheduler.tasks_of(build).cloned().collect();
-        Accepted { build, snapshot: record.map(|build| BuildView { build, tasks: tasks() }) }
-    }
-
     /// A worker without a session hears of what it missed when it returns.
     fn send(&self, session: Option<SessionId>, order: Order) {
         if let Some(session) = session {
@@ -293,13 +327,11 @@ impl Driver {
         }
     }
 
-    /// Serves what reads the committed state.
-    async fn serve(&mut self, command: Command) {
-        match command {
-            Command::Query(ask) => ask(&self.scheduler, self.clock.last()),
-            Command::WatchBuild { build, answer } => drop(answer.send(self.watch(build).await)),
-            Command::WatchWorkers { answer } => drop(answer.send(self.hub.watch_workers())),
-            Command::Event { .. } | Command::Heard { .. } | Command::Request(_) => {}
+    async fn serve(&mut self, after: After) {
+        match after {
+            After::Tell(tell) => tell(),
+            After::WatchBuild { build, answer } => drop(answer.send(self.watch(build).await)),
+            After::WatchWorkers { answer } => drop(answer.send(self.hub.watch_workers())),
         }
     }
 
@@ -315,28 +347,16 @@ impl Driver {
 /// The receiving end of a driver's queue.
 pub struct Queue(mpsc::Receiver<Command>);
 
-/// Puts the effects' records, indexes and deletions into the transaction.
-fn stage(txn: &mut Txn, effects: &[(Effect, Option<SessionId>)]) -> Result<(), StoreError> {
-    for (effect, _) in effects {
-        match effect {
-            Effect::PutBuild(build) => records::put_build(txn, build)?,
-            Effect::PutTask(task) => records::put_task(txn, task)?,
-            Effect::PutWorker(worker) => records::put_worker(txn, worker)?,
-            Effect::DeleteWorker(worker) => drop(txn.delete(keys::worker(*worker))),
-            Effect::Finished { build } => drop(txn.delete(keys::secrets(*build))),
-            Effect::Dispatch(dispatch) => records::put_attempt(txn, &records::Attempt::from(&**dispatch))?,
-            Effect::PassOn(pass_on) => records::put_attempt(txn, &records::Attempt::from(&**pass_on))?,
-            Effect::Accepted { .. }
-            | Effect::Refused { .. }
-            | Effect::CancelAttempt { .. }
-            | Effect::AcknowledgeReport { .. }
-            | Effect::Adopted { .. }
-            | Effect::CloseSession { .. }
-            | Effect::Publish(_)
-            | Effect::AbandonPublish { .. } => {}
+/// The turn that was on its way, once it is durable; never while none is.
+async fn committed(committing: &mut Option<Committing>) -> Result<Turn, StoreError> {
+    match committing {
+        Some(Committing { turn, commit }) => {
+            let revision = commit.await?;
+            debug!(revision, events = turn.taken, "turn committed");
+            Ok(std::mem::take(turn))
         }
+        None => std::future::pending().await,
     }
-    Ok(())
 }
 
 /// The worker that an order is for.

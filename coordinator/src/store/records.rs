@@ -94,29 +94,37 @@ pub fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError> {
         .map_err(|error| StoreError::Malformed { key: entry.key.clone(), problem: error.to_string() })
 }
 
-/// The build and every index that it is in.
+/// The build and every index that it is in. `indexed` is the phase with which the indexes have it already; they are left
+/// alone as far as they would not change.
 ///
 /// # Errors
 /// See [`encode`].
-pub fn put_build(txn: &mut Txn, build: &BuildRecord) -> Result<(), StoreError> {
+pub fn put_build(txn: &mut Txn, build: &BuildRecord, indexed: Option<Phase>) -> Result<(), StoreError> {
     put(txn, keys::build(build.id), build)?;
-    let summary = Summary {
-        state: Phase::from(&build.state),
-        project: build.spec.project.clone(),
-        repositories: build.spec.repositories().into_iter().cloned().collect(),
-    };
-    put(txn, keys::newest(build.id), &summary)?;
-    if let Some(request_id) = &build.request_id {
-        put(txn, keys::request(request_id), &build.id)?;
-    }
+    let phase = Phase::from(&build.state);
     if build.state.is_final() {
         txn.delete(keys::open(build.id));
-    } else {
-        txn.put(keys::open(build.id), Bytes::new());
     }
     let tags = build.published.iter().flat_map(|published| &published.tags);
     for tag in tags.filter_map(|tag| tag.parse::<ImageReference>().ok()) {
         txn.put(keys::image(tag.repository(), build.id), Bytes::new());
+    }
+    if indexed == Some(phase) {
+        return Ok(());
+    }
+    let summary = Summary {
+        state: phase,
+        project: build.spec.project.clone(),
+        repositories: build.spec.repositories().into_iter().cloned().collect(),
+    };
+    put(txn, keys::newest(build.id), &summary)?;
+    if indexed.is_none() {
+        if let Some(request_id) = &build.request_id {
+            put(txn, keys::request(request_id), &build.id)?;
+        }
+        if !build.state.is_final() {
+            txn.put(keys::open(build.id), Bytes::new());
+        }
     }
     Ok(())
 }
