@@ -53,7 +53,8 @@ impl Api {
             let problem = "this farm has no signing key; its operator gives it one with --signing-key";
             return Err(Refused::invalid(vec![Violation::new("spec.sign", problem)]));
         }
-        if !inline.is_empty() {
+        // The same Dockerfile comes again and again.
+        if !inline.is_empty() && !self.contexts.was_complete_lately(build_spec.dockerfile.tree, Timestamp::now()) {
             self.store_chunks(inline).await?;
         }
         self.check_trees(&build_spec).await?;

@@ -67,6 +67,7 @@ impl Contexts {
             let rewritten: Vec<u64> = sweep.rewritten.iter().map(|pack| pack.number).collect();
             let gate = self.gate.write().await;
             let applied = blocking(move || index.apply(&sweep)).await?;
+            self.recent.clear();
             drop(gate);
             if applied {
                 return Ok(collected);

@@ -34,10 +34,16 @@ impl Contexts {
     /// When the root or the manifest is not one, or the store fails.
     pub async fn is_complete(&self, root: ContextDigest, now: Timestamp) -> Result<Completeness, ContextsError> {
         let _gate = self.gate.read().await;
+        if self.recent.has(root, now) {
+            return Ok(Completeness::Complete);
+        }
         let index = self.index.clone();
         let used = blocking(move || index.root(root)).await?;
         match used {
-            Some(used) if now.since(used) < TOUCH_EVERY => return Ok(Completeness::Complete),
+            Some(used) if now.since(used) < TOUCH_EVERY => {
+                self.recent.note(root, used);
+                return Ok(Completeness::Complete);
+            }
             Some(_) => {}
             None => {
                 let missing = self.count_missing(root).await?;
@@ -48,7 +54,14 @@ impl Contexts {
         }
         let index = self.index.clone();
         blocking(move || index.touch_root(root, now)).await?;
+        self.recent.note(root, now);
         Ok(Completeness::Complete)
+    }
+
+    /// Whether [`Self::is_complete`] would say so without looking: nothing of the context need be stored again.
+    #[must_use]
+    pub fn was_complete_lately(&self, root: ContextDigest, now: Timestamp) -> bool {
+        self.recent.has(root, now)
     }
 
     async fn count_missing(&self, root: ContextDigest) -> Result<u64, ContextsError> {

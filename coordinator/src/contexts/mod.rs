@@ -12,6 +12,7 @@ mod index;
 mod pack;
 mod packs;
 mod read;
+mod recent;
 pub mod service;
 mod upload;
 
@@ -35,6 +36,7 @@ pub use upload::{Stored, Upload};
 
 use index::Index;
 use packs::Packs;
+use recent::Recent;
 
 /// Packs that are being filled or written at once, in all uploads: bounds the memory they hold.
 const PACKS_IN_MEMORY: usize = 8;
@@ -48,6 +50,7 @@ pub struct Contexts {
     memory: Arc<Semaphore>,
     /// One collection at a time.
     collecting: tokio::sync::Mutex<()>,
+    recent: Recent,
     /// Shared while a context is found complete, taken alone while a collection is applied: none is collected between.
     gate: tokio::sync::RwLock<()>,
 }
@@ -68,6 +71,7 @@ impl Contexts {
             packs,
             next_pack: AtomicU64::new(next_pack),
             memory: Arc::new(Semaphore::new(PACKS_IN_MEMORY)),
+            recent: Recent::default(),
             collecting: tokio::sync::Mutex::default(),
             gate: tokio::sync::RwLock::default(),
         }))

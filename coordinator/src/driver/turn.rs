@@ -54,6 +54,7 @@ pub struct Driver {
     outbox: Arc<dyn Outbox>,
     ledger: Arc<Ledger>,
     trail: Trail,
+    secrets: SecretStore,
     publishing: Publishing,
     hub: Hub,
     speakers: Speakers,
@@ -84,9 +85,11 @@ impl Driver {
     /// [`StopCause`].
     pub async fn restore(parts: Parts, handle: Handle, queue: Queue) -> Result<Self, StopCause> {
         let event = recovery::restore(&*parts.store, &parts.ledger).await.map_err(StopCause::Restore)?;
+        parts.secrets.restore().await.map_err(StopCause::Restore)?;
         let mut driver = Self {
             scheduler: parts.scheduler,
-            publishing: Publishing::new(parts.publisher, parts.secrets, handle, parts.trail.clone()),
+            publishing: Publishing::new(parts.publisher, parts.secrets.clone(), handle, parts.trail.clone()),
+            secrets: parts.secrets,
             trail: parts.trail,
             store: parts.store,
             outbox: parts.outbox,
@@ -174,6 +177,9 @@ impl Driver {
         let session = |effect: &Effect| addressee(effect).and_then(|worker| self.speakers.current(worker));
         self.turn.effects.extend(effects.into_iter().map(|effect| {
             let session = session(&effect);
+            if let Effect::Finished { build } = &effect {
+                self.secrets.went(*build);
+            }
             (effect, session)
         }));
     }
@@ -215,6 +221,7 @@ impl Driver {
         {
             // Before the records: an end in the same turn deletes it again.
             self.turn.txn.put(keys::secrets(*build), sealed);
+            self.secrets.came(*build);
         }
         if let Some(Ok(build)) = outcome {
             let detail = if own == Some(build) { "" } else { "sent again" };

@@ -142,7 +142,7 @@ impl WorkerService for Workers {
         let who = Who::of(&request);
         let (outgoing, messages) = mpsc::channel(OUTGOING);
         tokio::spawn(session::run(self.farm.clone(), worker, who, request.into_inner(), outgoing));
-        Ok(Response::new(ReceiverStream::new(messages).boxed()))
+        Ok(Response::new(ReceiverStream::new(messages).map(|message| *message).boxed()))
     }
 
     type FetchContextStream = Answers<v1::FetchContextResponse>;

@@ -43,7 +43,9 @@ pub(super) struct Farm {
     pub(super) stop: CancellationToken,
 }
 
-pub(super) type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
+/// A channel keeps room for 32 items from its start, and an assignment takes a thousand bytes and more: boxed, ten thousand
+/// idle sessions cost a few kB each.
+pub(super) type Outgoing = mpsc::Sender<Box<Result<v1::CoordinatorMessage, Status>>>;
 
 /// Runs the session to its end and tells the driver of it.
 pub(super) async fn run(
@@ -69,7 +71,7 @@ pub(super) async fn run(
         info!(%worker, reason = %refused, "session ended");
     }
     // The worker may be gone already.
-    let _ = outgoing.try_send(Err(refused.into()));
+    let _ = outgoing.try_send(Box::new(Err(refused.into())));
 }
 
 /// Whether a session ended by the worker's own doing, and not because a connection or a program ended.
@@ -253,7 +255,7 @@ impl Session {
     }
 
     async fn send(&self, message: Down, outgoing: &Outgoing) -> Result<(), ()> {
-        outgoing.send(Ok(v1::CoordinatorMessage { message: Some(message) })).await.map_err(|_| ())
+        outgoing.send(Box::new(Ok(v1::CoordinatorMessage { message: Some(message) }))).await.map_err(|_| ())
     }
 
     /// What an operator set; 0: nothing.

@@ -26,6 +26,7 @@ pub const BUILDS: &str = "builds/";
 pub const TASKS: &str = "tasks/";
 pub const OPEN: &str = "open/";
 pub const NEWEST: &str = "newest/";
+pub const SECRETS: &str = "secrets/";
 pub const WORKERS: &str = "workers/";
 pub const REVOKED: &str = "revoked/";
 pub const API_TOKENS: &str = "api-tokens/";
@@ -82,7 +83,7 @@ pub fn attempt_build(attempt: AttemptId) -> String {
 
 #[must_use]
 pub fn secrets(build: BuildId) -> String {
-    format!("secrets/{build}")
+    format!("{SECRETS}{build}")
 }
 
 /// Prefix of all builds that published in a repository. `@` is in no repository's name.
