@@ -195,6 +195,7 @@ async fn agrees(registry: &Registry, job: &PublishJob, outcome: &PublishOutcome,
     let said: Vec<String> = match outcome {
         PublishOutcome::Succeeded(published) => published.tags.clone(),
         PublishOutcome::Failed { published, .. } => published.as_ref().map(|p| p.tags.clone()).unwrap_or_default(),
+        PublishOutcome::LegsMissing { .. } => Vec::new(),
     };
     for tag in &job.spec.tags {
         let (repository, name) = (tag.repository().name(), tag.tag().expect("a tag"));
@@ -233,9 +234,14 @@ async fn every_publish_ends_complete_or_reported_and_a_retry_completes_it() {
     *proxy.is_calm.lock().expect("sound") = true;
     let (mut complete, mut completed, mut foreign) = (0, 0, 0);
     for (this, outcome) in ended {
-        let PublishOutcome::Failed { published, message } = outcome else {
-            complete += 1;
-            continue;
+        let (published, message) = match outcome {
+            PublishOutcome::Failed { published, message } => (published, message),
+            // The proxy hides what is there for longer than anybody waits.
+            PublishOutcome::LegsMissing { message, .. } => (None, message),
+            PublishOutcome::Succeeded(_) => {
+                complete += 1;
+                continue;
+            }
         };
         assert!(!message.is_empty());
         let is_partial = published.is_some();
@@ -252,6 +258,7 @@ async fn every_publish_ends_complete_or_reported_and_a_retry_completes_it() {
                 assert!(is_partial && message.contains("someone else moved it"), "{message}");
                 foreign += 1;
             }
+            PublishOutcome::LegsMissing { message, .. } => panic!("{message}"),
         }
     }
     let seen = proxy.seen.lock().expect("sound").clone();

@@ -79,24 +79,28 @@ async fn a_registry_with_a_login_takes_the_right_password_and_names_the_wrong_on
     let publisher = RegistryPublisher::new([], None).expect("publisher");
     match publisher.publish(this.clone(), Vec::new(), CancellationToken::new()).await {
         PublishOutcome::Failed { published: None, message } => assert!(message.contains("docker login"), "{message}"),
-        other @ (PublishOutcome::Succeeded(_) | PublishOutcome::Failed { .. }) => panic!("{other:?}"),
+        other @ (PublishOutcome::Succeeded(_) | PublishOutcome::Failed { .. } | PublishOutcome::LegsMissing { .. }) => {
+            panic!("{other:?}")
+        }
     }
     publish(&publisher, &registry, this).await;
 }
 
 #[tokio::test]
-async fn a_leg_that_is_missing_in_one_repository_moves_no_tag() {
+async fn legs_that_are_missing_in_one_repository_are_named_and_no_tag_moves() {
     let Some(registry) = Registry::open() else { return };
     let (one, two) = (unique("here"), unique("missing"));
-    let leg = registry.leg(&[&one], "linux/amd64").await;
+    let platforms = ["linux/amd64", "linux/arm64", "linux/riscv64"];
+    let legs = vec![
+        registry.leg(&[&one], platforms[0]).await,
+        registry.leg(&[&one, &two], platforms[1]).await,
+        registry.leg(&[&one], platforms[2]).await,
+    ];
     let tags = [format!("{}/{one}:1", registry.host), format!("{}/{two}:1", registry.host)];
     let publisher = RegistryPublisher::new([], None).expect("publisher");
-    let outcome =
-        publisher.publish(job(spec(&["linux/amd64"], &tags), vec![leg]), Vec::new(), CancellationToken::new()).await;
-    match outcome {
-        PublishOutcome::Failed { published: None, message } => {
-            assert!(message.contains(&two) && message.contains("does not exist"), "{message}");
-        }
-        other @ (PublishOutcome::Succeeded(_) | PublishOutcome::Failed { .. }) => panic!("{other:?}"),
-    }
+    let outcome = publisher.publish(job(spec(&platforms, &tags), legs), Vec::new(), CancellationToken::new()).await;
+    let PublishOutcome::LegsMissing { platforms: missing, message } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(missing, [platforms[0], platforms[2]].map(|text| text.parse().expect("a platform")));
+    assert!(message.contains(&two) && message.contains("does not exist"), "{message}");
+    assert!(registry.digest(&one, "1").await.is_none());
 }

@@ -5,7 +5,7 @@ mod support;
 
 use kiln_common::{limits, runtime::JoinToken};
 use kiln_proto::v1::{self, attempt_report::Outcome, worker_message::Message as Up};
-use support::{Farm, People, Session, Worker, hello, message, request, soon, succeeded};
+use support::{Farm, People, Session, Worker, hello, message, never_pushed, request, soon, succeeded};
 use tokio_stream::StreamExt as _;
 
 /// Who was refused what, and from where.
@@ -198,6 +198,30 @@ async fn an_attempt_whose_report_does_not_read_is_built_elsewhere() {
     honest.succeed(&again).await;
     let done = bench.people.finished(&build).await;
     assert_eq!((done.state(), done.tasks[0].attempts), (v1::BuildState::Succeeded, 2));
+    // This publish and the good build's.
+    bench.farm.publisher.published.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    bench.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_digest_that_is_not_in_the_registry_is_built_elsewhere_and_its_worker_named() {
+    let mut bench = Bench::start().await;
+    let mut rogue = bench.farm.worker("rogue").await;
+    let mut session = rogue.session(&["linux/riscv64"], &[]).await;
+    session.welcome().await;
+    let build = bench.people.submit(request(&["linux/riscv64"])).await.expect("accepted").id;
+    let attempt = session.assignment().await.attempt_id;
+    let mut honest = bench.farm.worker("second").await.session(&["linux/riscv64"], &[]).await;
+    honest.welcome().await;
+    let Outcome::Succeeded(good) = succeeded() else { panic!("not a success") };
+    let invented = v1::AttemptSucceeded { digest: never_pushed().to_string(), ..good };
+    session.claim(&attempt, Outcome::Succeeded(invented)).await;
+    let again = honest.assignment().await.attempt_id;
+    honest.succeed(&again).await;
+    let done = bench.people.finished(&build).await;
+    assert_eq!((done.state(), done.tasks[0].attempts), (v1::BuildState::Succeeded, 2));
+    let told = bench.refused("worker.report", &["not in the registry", "does not exist"]).await;
+    assert_eq!((told.actor, told.object), (rogue.id, attempt));
     // This publish and the good build's.
     bench.farm.publisher.published.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
     bench.finish().await;

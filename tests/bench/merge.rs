@@ -147,7 +147,7 @@ pub fn once(arguments: &[String]) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match runtime.block_on(publisher.publish(job, Vec::new(), CancellationToken::new())) {
         PublishOutcome::Succeeded(_) => Ok(()),
-        PublishOutcome::Failed { message, .. } => bail!(message),
+        PublishOutcome::Failed { message, .. } | PublishOutcome::LegsMissing { message, .. } => bail!(message),
     }
 }
 

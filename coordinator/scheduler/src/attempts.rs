@@ -234,7 +234,7 @@ impl Scheduler {
     }
 
     /// The farm failed the task: again elsewhere, later or at once, until its retries are used up.
-    fn try_again(&mut self, at: TaskIx, worker: WorkerIx, message: String, back_off: bool) {
+    pub(crate) fn try_again(&mut self, at: TaskIx, worker: WorkerIx, message: String, back_off: bool) {
         let failed_on = self.farm.workers[worker].id;
         let record = self.tasks[at].record_mut();
         if !record.avoid.contains(&failed_on) {

@@ -145,7 +145,7 @@ impl Scheduler {
     }
 
     /// The build, if this is its publish that runs.
-    fn publishing(&self, id: BuildId, publish: u32) -> Option<BuildIx> {
+    pub(crate) fn publishing(&self, id: BuildId, publish: u32) -> Option<BuildIx> {
         let at = *self.build_ids.get(&id)?;
         let record = &self.builds[at].record;
         let runs = matches!(record.state, BuildState::Publishing { .. });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kiln_common::{AttemptId, BuildId, BuildSpec, WorkerId, spec::ImageDescriptor};
+use kiln_common::{AttemptId, BuildId, BuildSpec, Platform, WorkerId, spec::ImageDescriptor};
 
 use crate::record::{BuildRecord, CredentialsMark, Published, TaskRecord, WorkerFacts, WorkerRecord};
 
@@ -48,6 +48,8 @@ pub enum Event {
     PublishSucceeded { build: BuildId, publish: u32, published: Published },
     /// The publish failed within its budget; some tags may have moved.
     PublishFailed { build: BuildId, publish: u32, published: Option<Published>, message: String },
+    /// The publish found that images of these platforms are not in the registry, and moved no tag.
+    LegsMissing { build: BuildId, publish: u32, platforms: Vec<Platform>, message: String },
 }
 
 /// How an attempt stands.

@@ -22,6 +22,7 @@
 //! | `submit`, `builds` | what is refused; a build from its first leg to its end, and again |
 //! | `attempts`, `workers`, `quarantine` | reports and the fence; sessions and their loss; who is trusted |
 //! | `sharing` | identical legs of different builds, which run once |
+//! | `missing` | images that are not in the registry, though their workers said so |
 //! | `waiting`, `queue`, `place`, `emulation` | what waits, in what order, and where it goes |
 //! | `farm`, `history` | indices over workers; what past attempts taught |
 //! | `restore`, `query`, `explain` | a restart; what the API asks |
@@ -40,6 +41,7 @@ mod history;
 mod ids;
 pub mod invariants;
 mod legs;
+mod missing;
 #[doc(hidden)]
 pub mod mutation;
 mod place;

@@ -137,6 +137,9 @@ impl Scheduler {
             Event::PublishFailed { build, publish, published, message } => {
                 self.on_publish_failed(build, publish, published, message);
             }
+            Event::LegsMissing { build, publish, platforms, message } => {
+                self.on_legs_missing(build, publish, &platforms, &message);
+            }
         }
         self.settle(effects);
     }

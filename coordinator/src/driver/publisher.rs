@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use kiln_common::{Digest, ImageReference};
+use kiln_common::{Digest, ImageReference, Platform};
 use kiln_scheduler::{effect::PublishJob, record::Published};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,8 @@ pub enum PublishOutcome {
     Succeeded(Published),
     /// The budget is used up or the registry refused for good; `published` says which tags moved, where any did.
     Failed { published: Option<Published>, message: String },
+    /// No tag moved: images of these platforms, or parts of them, are not in the registry though their workers pushed them.
+    LegsMissing { platforms: Vec<Platform>, message: String },
 }
 
 /// What was taken out of a repository.

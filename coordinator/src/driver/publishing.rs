@@ -5,7 +5,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::join_all;
-use kiln_common::BuildId;
+use kiln_common::{AttemptId, BuildId, Platform, WorkerId};
 use kiln_scheduler::{Event, effect::PublishJob, record::Published};
 use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use super::{
     publisher::{PublishOutcome, Publisher},
 };
 use crate::{
-    audit::{Action, Object, Trail, Who},
+    audit::{Action, Actor, Object, Trail, Who},
     secrets::SecretStore,
 };
 
@@ -115,6 +115,11 @@ impl One {
                 info!(%build, publish, %message, "publish failed");
                 Event::PublishFailed { build, publish, published, message }
             }
+            PublishOutcome::LegsMissing { platforms, message } => {
+                info!(%build, publish, %message, "legs are missing");
+                self.name_workers(build, &platforms, &message).await;
+                Event::LegsMissing { build, publish, platforms, message }
+            }
         };
         // A driver that stopped recovers the build as publishing and starts again.
         let _ = self.driver.post(event).await;
@@ -125,6 +130,7 @@ impl One {
         let published = match outcome {
             PublishOutcome::Succeeded(published) => Some(published),
             PublishOutcome::Failed { published, .. } => published.as_ref(),
+            PublishOutcome::LegsMissing { .. } => None,
         };
         let Some(Published { digest, tags, .. }) = published else { return };
         let moves = tags.iter().map(|tag| {
@@ -133,6 +139,22 @@ impl One {
         });
         // All at once, for one transaction. The trail has logged why one failed.
         drop(join_all(moves).await);
+    }
+
+    /// Whoever reported a digest that is not there stands in the trail with it.
+    async fn name_workers(&self, build: BuildId, platforms: &[Platform], message: &str) {
+        let platforms = platforms.to_vec();
+        let attempts = self.driver.query(move |scheduler, _| {
+            let missing = scheduler.tasks_of(build).filter(|task| platforms.contains(&task.platform));
+            missing.filter_map(|task| task.attempt.as_ref().map(|attempt| (attempt.id, attempt.worker))).collect()
+        });
+        // A driver that stopped publishes anew.
+        let attempts: Vec<(AttemptId, WorkerId)> = attempts.await.unwrap_or_default();
+        for (attempt, id) in attempts {
+            let who = Who { actor: Actor::Worker { id }, source: None };
+            let why = format!("it reported an image that is not in the registry: {message}");
+            self.trail.refuse(who.was_refused(Action::WorkerReport, Object::Attempt(attempt), why));
+        }
     }
 
     async fn publish(&self, job: PublishJob) -> PublishOutcome {

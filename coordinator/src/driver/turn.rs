@@ -414,7 +414,8 @@ const fn build_of(event: &Event) -> Option<BuildId> {
         | Event::Retry { build, .. }
         | Event::Backfill { build, .. }
         | Event::PublishSucceeded { build, .. }
-        | Event::PublishFailed { build, .. } => Some(*build),
+        | Event::PublishFailed { build, .. }
+        | Event::LegsMissing { build, .. } => Some(*build),
         Event::Restore { .. }
         | Event::Recall { .. }
         | Event::WorkerEnrolled { .. }
@@ -446,7 +447,8 @@ const fn worker_of(event: &Event) -> Option<WorkerId> {
         | Event::Backfill { .. }
         | Event::WorkerEnrolled { .. }
         | Event::PublishSucceeded { .. }
-        | Event::PublishFailed { .. } => None,
+        | Event::PublishFailed { .. }
+        | Event::LegsMissing { .. } => None,
     }
 }
 

@@ -39,8 +39,11 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::future::{join, try_join_all};
-use kiln_common::{Digest, ImageReference, Timestamp};
-use kiln_scheduler::{effect::PublishJob, record::Published};
+use kiln_common::{Digest, ImageReference, Platform, Timestamp};
+use kiln_scheduler::{
+    effect::{Leg, PublishJob},
+    record::Published,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -50,7 +53,8 @@ use crate::{
     driver::publisher::{PublishOutcome, Publisher, Removed},
     http::metrics,
 };
-use error::RegistryError;
+use error::{Fault, RegistryError};
+use leg::CheckedLeg;
 use registry::{Registries, Session};
 pub use sign::{SigningKey, SigningKeyError};
 use survey::Survey;
@@ -92,7 +96,7 @@ impl RegistryPublisher {
         let failed = |error: RegistryError| PublishOutcome::Failed { published: None, message: error.message };
         let preparing = self.prepare(session, job);
         let (target, before) = join(preparing, Survey::take(session, &job.spec.tags)).await;
-        let target = target.map_err(failed)?;
+        let target = target.map_err(failed)?.map_err(PublishOutcome::from)?;
         before.allows(job, &target.digest).map_err(failed)?;
         sign::sign(self.key.as_ref(), session, &job.spec, &target).await.map_err(failed)?;
         let moved = tags::move_all(session, &job.spec.tags, &target, &before).await;
@@ -113,11 +117,54 @@ impl RegistryPublisher {
     }
 
     /// Checks and merges the legs, and pushes what they make by its digest.
-    async fn prepare(&self, session: &Session, job: &PublishJob) -> Result<Target, RegistryError> {
-        let checks = job.legs.iter().map(|leg| leg::check(session, &self.verifier, &job.spec, leg));
-        let target = target::merge(&job.spec, try_join_all(checks).await?)?;
+    async fn prepare(&self, session: &Session, job: &PublishJob) -> Result<Result<Target, MissingLegs>, RegistryError> {
+        let checks = try_join_all(job.legs.iter().map(|leg| self.check(session, job, leg))).await?;
+        let (mut legs, mut missing) = (Vec::with_capacity(checks.len()), MissingLegs::default());
+        for (check, leg) in checks.into_iter().zip(&job.legs) {
+            match check {
+                Ok(checked) => legs.push(checked),
+                Err(Missing { message }) => {
+                    missing.platforms.push(leg.platform.clone());
+                    missing.messages.push(message);
+                }
+            }
+        }
+        if !missing.platforms.is_empty() {
+            return Ok(Err(missing));
+        }
+        let target = target::merge(&job.spec, legs)?;
         tags::push(session, &job.spec.tags, &target).await?;
-        Ok(target)
+        Ok(Ok(target))
+    }
+
+    async fn check(
+        &self,
+        session: &Session,
+        job: &PublishJob,
+        leg: &Leg,
+    ) -> Result<Result<CheckedLeg, Missing>, RegistryError> {
+        match leg::check(session, &self.verifier, &job.spec, leg).await {
+            Err(RegistryError { fault: Fault::NotFound, message }) => Ok(Err(Missing { message })),
+            checked => checked.map(Ok),
+        }
+    }
+}
+
+/// A leg that is not, or not wholly, in the registry.
+struct Missing {
+    message: String,
+}
+
+/// All of them.
+#[derive(Default)]
+struct MissingLegs {
+    platforms: Vec<Platform>,
+    messages: Vec<String>,
+}
+
+impl From<MissingLegs> for PublishOutcome {
+    fn from(missing: MissingLegs) -> Self {
+        Self::LegsMissing { platforms: missing.platforms, message: missing.messages.join("; ") }
     }
 }
 
@@ -185,6 +232,10 @@ impl Publisher for RegistryPublisher {
             PublishOutcome::Failed { message, .. } => {
                 warn!(build_id = %job.build, %message, ?elapsed, "publish failed");
                 "failed"
+            }
+            PublishOutcome::LegsMissing { message, .. } => {
+                warn!(build_id = %job.build, %message, ?elapsed, "legs are missing");
+                "legs_missing"
             }
         };
         ::metrics::counter!(metrics::PUBLISHES, "result" => result).increment(1);

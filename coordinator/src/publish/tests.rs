@@ -97,14 +97,14 @@ async fn run_as(job: PublishJob, credentials: Vec<RegistryCredential>) -> Publis
 pub(super) fn succeeded(outcome: PublishOutcome) -> Published {
     match outcome {
         PublishOutcome::Succeeded(published) => published,
-        PublishOutcome::Failed { message, .. } => panic!("{message}"),
+        PublishOutcome::Failed { message, .. } | PublishOutcome::LegsMissing { message, .. } => panic!("{message}"),
     }
 }
 
 pub(super) fn failed(outcome: PublishOutcome) -> (Option<Published>, String) {
     match outcome {
-        PublishOutcome::Succeeded(published) => panic!("{published:?}"),
         PublishOutcome::Failed { published, message } => (published, message),
+        other @ (PublishOutcome::Succeeded(_) | PublishOutcome::LegsMissing { .. }) => panic!("{other:?}"),
     }
 }
 

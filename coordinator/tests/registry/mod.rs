@@ -179,7 +179,7 @@ pub fn job(spec: BuildSpec, legs: Vec<Leg>) -> PublishJob {
 pub async fn publish(publisher: &RegistryPublisher, registry: &Registry, job: PublishJob) -> Published {
     match publisher.publish(job, registry.credentials(), CancellationToken::new()).await {
         PublishOutcome::Succeeded(published) => published,
-        PublishOutcome::Failed { message, .. } => panic!("{message}"),
+        PublishOutcome::Failed { message, .. } | PublishOutcome::LegsMissing { message, .. } => panic!("{message}"),
     }
 }
 

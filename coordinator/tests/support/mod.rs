@@ -47,6 +47,11 @@ pub struct FakePublisher {
     pub published: AtomicUsize,
 }
 
+/// What the registry of [`FakePublisher`] does not have.
+pub fn never_pushed() -> Digest {
+    Digest::from_sha256([9; 32])
+}
+
 #[async_trait]
 impl Publisher for FakePublisher {
     async fn tags(
@@ -68,6 +73,11 @@ impl Publisher for FakePublisher {
     }
 
     async fn publish(&self, job: PublishJob, _: Vec<RegistryCredential>, _: CancellationToken) -> PublishOutcome {
+        let missing = job.legs.iter().filter(|leg| leg.image.digest == never_pushed());
+        let platforms: Vec<_> = missing.map(|leg| leg.platform.clone()).collect();
+        if !platforms.is_empty() {
+            return PublishOutcome::LegsMissing { platforms, message: format!("{} does not exist", never_pushed()) };
+        }
         self.published.fetch_add(1, Ordering::SeqCst);
         PublishOutcome::Succeeded(Published {
             digest: digest(),
