@@ -5,9 +5,17 @@ mod support;
 use std::time::Duration;
 
 use kiln_common::runtime::Shutdown;
-use kiln_proto::{SESSION_PROTOCOLS, v1::attempt_report::Outcome};
+use kiln_proto::{
+    SESSION_PROTOCOLS,
+    v1::{Grade, attempt_report::Outcome},
+};
 use kiln_worker::{Worker, enroll};
-use support::{PATIENCE, assignment, config, coordinator::Coordinator, engine::ScriptedEngine, lines, worker};
+use support::{
+    PATIENCE, assignment, config,
+    coordinator::Coordinator,
+    engine::{ScriptedEngine, platform},
+    lines, worker, worker_with,
+};
 
 #[tokio::test]
 async fn a_coordinator_s_restart_loses_and_doubles_no_line_and_no_report() {
@@ -94,6 +102,30 @@ async fn a_worker_whose_engine_goes_away_runs_no_platform_until_it_is_back() {
     engine.come_back();
     coordinator.until("a Hello with platforms", |seen| seen.hellos.len() == 3).await;
     assert_eq!(coordinator.seen().hellos[2].platforms.len(), 1);
+}
+
+#[tokio::test]
+async fn an_engine_that_is_back_is_probed_anew() {
+    let (coordinator, engine) = (Coordinator::start().await, ScriptedEngine::new());
+    let _worker = worker(&coordinator, &engine, 1).await;
+    engine.go_away();
+    coordinator.until("a Hello without platforms", |seen| seen.hellos.len() == 2).await;
+    *engine.platforms.lock().unwrap() = platform("linux/arm64", kiln_common::Grade::Emulated);
+    engine.come_back();
+    coordinator.until("a Hello with platforms", |seen| seen.hellos.len() == 3).await;
+    let found = coordinator.seen().hellos[2].platforms.clone();
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].platform.as_str(), found[0].grade()), ("linux/arm64", Grade::Emulated));
+}
+
+#[tokio::test]
+async fn platforms_that_an_operator_sets_go_over_those_that_a_probe_finds() {
+    let (coordinator, engine) = (Coordinator::start().await, ScriptedEngine::new());
+    let set = platform("linux/riscv64", kiln_common::Grade::Native);
+    let _worker = worker_with(&coordinator, &engine, 1, |config| config.platforms = set).await;
+    let said = coordinator.seen().hellos[0].platforms.clone();
+    assert_eq!(said.len(), 1);
+    assert_eq!((said[0].platform.as_str(), said[0].grade()), ("linux/riscv64", Grade::Native));
 }
 
 #[tokio::test]

@@ -47,8 +47,19 @@ pub fn config(coordinator: &Coordinator, data_dir: &Path, slots: u32) -> Config 
 
 /// Joins the farm and starts.
 pub async fn worker(coordinator: &Coordinator, engine: &Arc<ScriptedEngine>, slots: u32) -> TestWorker {
+    worker_with(coordinator, engine, slots, |_| {}).await
+}
+
+/// The same with a configuration of one's own.
+pub async fn worker_with(
+    coordinator: &Coordinator,
+    engine: &Arc<ScriptedEngine>,
+    slots: u32,
+    configure: impl FnOnce(&mut Config),
+) -> TestWorker {
     let data_dir = tempfile::tempdir().expect("a folder");
-    let config = config(coordinator, data_dir.path(), slots);
+    let mut config = config(coordinator, data_dir.path(), slots);
+    configure(&mut config);
     let identity = enroll::identity(data_dir.path(), config.join_token.as_ref(), &config.coordinators, &config.name);
     let worker = Worker::new(config.clone(), identity.await.expect("joined"), engine.clone()).await.expect("a worker");
     let shutdown = Shutdown::new();
