@@ -3,13 +3,13 @@
 //! The fence: a worker's `attempts` hold only those that may complete their tasks. A report on any other changes nothing;
 //! it is acknowledged, so that the worker forgets the attempt.
 
-use kiln_common::{AttemptId, Timestamp, WorkerId};
+use kiln_common::{AttemptId, EmulationPolicy, Grade, Timestamp, WorkerId};
 
 use crate::{
     effect::Effect,
     entity::Place,
     event::AttemptOutcome,
-    farm::grade_index,
+    farm::{grade_index, worker::Worker},
     mutation::Mutation,
     record::{BuildState, TaskState},
     scheduler::Scheduler,
@@ -241,7 +241,7 @@ impl Scheduler {
             record.avoid.push(failed_on);
         }
         let tries = record.attempts;
-        if tries > self.config.retries_per_task {
+        if tries > self.config.retries_per_task || self.is_out_of_workers(at) {
             let message = format!("{message} (tried {tries} times)");
             return self.end_task(at, TaskState::Failed { message });
         }
@@ -254,9 +254,31 @@ impl Scheduler {
         self.timers.set(until, Timer::Backoff(at));
     }
 
+    /// Whether the task failed on every worker that could ever take it, and none of them is trusted any more: it would wait
+    /// for ever, for a canary is a first try.
+    fn is_out_of_workers(&self, at: TaskIx) -> bool {
+        let task = &self.tasks[at];
+        let build = &self.builds[task.build];
+        let Some(ties) = build.ties else { return false };
+        let members = &self.farm.selectors.get(ties.selector).members;
+        let emulates = build.spec.emulation != EmulationPolicy::Never;
+        let is_able = |index: WorkerIx, worker: &Worker| {
+            let grade = worker.grade_of(task.platform).filter(|grade| emulates || *grade != Grade::Emulated);
+            grade.is_some() && members.contains(index)
+        };
+        let mut able = self.farm.workers.iter().filter(|(index, worker)| is_able(*index, worker)).peekable();
+        let avoid = &task.record.avoid;
+        able.peek().is_some()
+            && able.all(|(_, worker)| worker.record.quarantine.is_some() && avoid.contains(&worker.record.id))
+    }
+
     pub(crate) fn on_backoff_over(&mut self, at: TaskIx, due: Timestamp) {
         let Some(task) = self.tasks.get(at) else { return };
         let is_due = match &task.record.state {
+            TaskState::Backoff { until, message } if *until == due && self.is_out_of_workers(at) => {
+                let message = format!("{message} (tried {} times)", task.record.attempts);
+                return self.end_task(at, TaskState::Failed { message });
+            }
             TaskState::Backoff { until, .. } => *until == due,
             TaskState::Waiting { .. }
             | TaskState::Assigned

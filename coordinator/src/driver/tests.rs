@@ -197,10 +197,12 @@ impl Bench {
     /// Submits beside the test, and returns once the driver has taken it up as far as it will.
     async fn begin_submit(&self) -> JoinHandle<Result<BuildId, SubmitError>> {
         let handle = self.handle.clone();
+        let build = BuildId::generate();
         let submission = Submission {
-            build: BuildId::generate(),
+            build,
             request_id: None,
-            spec: spec(),
+            // Unlike all others, or it would follow one of them.
+            spec: BuildSpec { target: Some(build.to_string()), ..spec() },
             secrets: BuildSecrets::default(),
             who: Who::farm(),
         };

@@ -110,6 +110,30 @@ fn the_only_worker_gets_the_task_again() {
 }
 
 #[test]
+fn a_task_that_its_only_worker_is_quarantined_for_fails_and_does_not_wait_for_ever() {
+    let mut farm = Farm::new();
+    farm.connect(1, native(AMD64, 1)).submit(1, spec(&[AMD64]));
+    for _ in 0..3 {
+        assert!(!farm.state(1).is_final());
+        let dispatch = farm.last_dispatch();
+        farm.report(&dispatch, broken()).pass(Duration::from_secs(30));
+    }
+    let BuildState::Failed { message } = farm.state(1) else { panic!("{:?}", farm.state(1)) };
+    assert_eq!(message, "linux/amd64: the engine does not answer (tried 3 times)");
+}
+
+#[test]
+fn a_task_waits_for_another_worker_that_could_take_it() {
+    let mut farm = Farm::new();
+    farm.connect(1, native(AMD64, 1)).connect(2, native(AMD64, 1)).submit(1, spec(&[AMD64]));
+    for _ in 0..3 {
+        let dispatch = farm.last_dispatch();
+        farm.report(&dispatch, broken()).pass(Duration::from_secs(30));
+    }
+    assert!(!farm.state(1).is_final(), "neither worker is quarantined");
+}
+
+#[test]
 fn a_task_is_retried_three_times_and_then_fails_with_the_last_message() {
     let mut farm = Farm::new();
     (1..=4).for_each(|number| {
