@@ -78,7 +78,7 @@ fn a_child_that_any_index_refers_to_survives_the_removal_of_its_version() {
     assert_eq!(untagged["manifests"][1]["digest"], arm64.as_str());
     build(&farm, &[&moved], &stages("2", "2"));
     let said = farm.run(&["images", "rm", &one]);
-    says(&said, &["kept", &amd64, &arm64, "refers to it"]);
+    says(&said, &["kept", &amd64[.."sha256:".len() + 12], &arm64[.."sha256:".len() + 12], "refers to it"]);
     for child in [&amd64, &arm64] {
         assert!(registry::exists(&format!("{repository}@{child}")), "{child}");
     }
