@@ -3,13 +3,13 @@
 //! The fence: a worker's `attempts` hold only those that may complete their tasks. A report on any other changes nothing;
 //! it is acknowledged, so that the worker forgets the attempt.
 
-use kiln_common::{AttemptId, EmulationPolicy, Grade, Timestamp, WorkerId};
+use kiln_common::{AttemptId, EmulationPolicy, Timestamp, WorkerId};
 
 use crate::{
     effect::Effect,
     entity::Place,
     event::AttemptOutcome,
-    farm::{grade_index, worker::Worker},
+    farm::{GRADES, grade_index, worker::Worker},
     mutation::Mutation,
     record::{BuildState, TaskState},
     scheduler::Scheduler,
@@ -242,8 +242,7 @@ impl Scheduler {
         }
         let tries = record.attempts;
         if tries > self.config.retries_per_task || self.is_out_of_workers(at) {
-            let message = format!("{message} (tried {tries} times)");
-            return self.end_task(at, TaskState::Failed { message });
+            return self.give_up(at, &message);
         }
         if !back_off {
             return self.begin_waiting(at);
@@ -261,23 +260,27 @@ impl Scheduler {
         let build = &self.builds[task.build];
         let Some(ties) = build.ties else { return false };
         let members = &self.farm.selectors.get(ties.selector).members;
-        let emulates = build.spec.emulation != EmulationPolicy::Never;
-        let is_able = |index: WorkerIx, worker: &Worker| {
-            let grade = worker.grade_of(task.platform).filter(|grade| emulates || *grade != Grade::Emulated);
-            grade.is_some() && members.contains(index)
-        };
-        let mut able = self.farm.workers.iter().filter(|(index, worker)| is_able(*index, worker)).peekable();
-        let avoid = &task.record.avoid;
-        able.peek().is_some()
-            && able.all(|(_, worker)| worker.record.quarantine.is_some() && avoid.contains(&worker.record.id))
+        let (emulates, avoid) = (build.spec.emulation != EmulationPolicy::Never, &task.record.avoid);
+        let is_spent = |worker: &Worker| worker.record.quarantine.is_some() && avoid.contains(&worker.id);
+        let grades = GRADES.into_iter().filter(|grade| emulates || !grade.is_emulated());
+        let mut able =
+            grades.map(|grade| &self.farm.pool(task.platform, grade).known).filter(|known| known.meets(members));
+        able.clone().next().is_some()
+            && able
+                .all(|known| known.first_common(members, 0, |worker| !is_spent(&self.farm.workers[worker])).is_none())
+    }
+
+    fn give_up(&mut self, at: TaskIx, message: &str) {
+        let message = format!("{message} (tried {} times)", self.tasks[at].record.attempts);
+        self.end_task(at, TaskState::Failed { message });
     }
 
     pub(crate) fn on_backoff_over(&mut self, at: TaskIx, due: Timestamp) {
         let Some(task) = self.tasks.get(at) else { return };
         let is_due = match &task.record.state {
             TaskState::Backoff { until, message } if *until == due && self.is_out_of_workers(at) => {
-                let message = format!("{message} (tried {} times)", task.record.attempts);
-                return self.end_task(at, TaskState::Failed { message });
+                let message = message.clone();
+                return self.give_up(at, &message);
             }
             TaskState::Backoff { until, .. } => *until == due,
             TaskState::Waiting { .. }
