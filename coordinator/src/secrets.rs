@@ -60,7 +60,7 @@ impl SecretStore {
         }
     }
 
-    /// The build's secrets are about to be deleted.
+    /// The build's secrets are deleted.
     pub fn went(&self, build: BuildId) {
         if let Some(holders) = &mut *self.holders.write().unwrap_or_else(PoisonError::into_inner) {
             holders.remove(&build);

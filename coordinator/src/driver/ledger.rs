@@ -10,7 +10,7 @@ use std::{
 
 use kiln_common::{AttemptId, BuildId, BuildSpec, TaskId, WorkerId};
 use kiln_scheduler::{
-    TaskRecord,
+    Effect, TaskRecord,
     effect::{Dispatch, PassOn},
 };
 
@@ -52,7 +52,28 @@ impl Ledger {
         }
     }
 
-    pub(super) fn dispatched(&self, dispatch: &Dispatch) {
+    /// What follows from an effect whose turn is committed.
+    pub(super) fn concluded(&self, effect: &Effect) {
+        match effect {
+            Effect::PutTask(task) => self.committed(task),
+            Effect::Dispatch(dispatch) => self.dispatched(dispatch),
+            Effect::PassOn(pass_on) => self.passed_on(pass_on),
+            Effect::PutBuild(_)
+            | Effect::PutWorker(_)
+            | Effect::DeleteWorker(_)
+            | Effect::Accepted { .. }
+            | Effect::Refused { .. }
+            | Effect::CancelAttempt { .. }
+            | Effect::AcknowledgeReport { .. }
+            | Effect::Adopted { .. }
+            | Effect::CloseSession { .. }
+            | Effect::Publish(_)
+            | Effect::AbandonPublish { .. }
+            | Effect::Finished { .. } => {}
+        }
+    }
+
+    fn dispatched(&self, dispatch: &Dispatch) {
         let Dispatch { build, task, worker, .. } = *dispatch;
         self.insert(dispatch.attempt, LiveAttempt { build, task, worker, spec: Arc::clone(&dispatch.spec) });
     }
@@ -64,7 +85,7 @@ impl Ledger {
     }
 
     /// Forgets the task's attempt once it is over or superseded.
-    pub(super) fn committed(&self, task: &TaskRecord) {
+    fn committed(&self, task: &TaskRecord) {
         let mut attempts = self.attempts.write().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = attempts.of_task.get(&task.id).copied() else { return };
         let goes_on = task.state.is_live() && task.attempt.as_ref().is_some_and(|attempt| attempt.id == known);

@@ -124,6 +124,7 @@ struct Bench {
     sent: Arc<Sent>,
     handle: Handle,
     ledger: Arc<Ledger>,
+    secrets: SecretStore,
     run: JoinHandle<Result<(), StopCause>>,
     worker: WorkerId,
     _directory: tempfile::TempDir,
@@ -143,7 +144,7 @@ impl Bench {
         let parts = Parts {
             scheduler: Scheduler::new(kiln_scheduler::Config::default(), 1),
             store: Arc::clone(&store) as _,
-            secrets,
+            secrets: secrets.clone(),
             outbox: Arc::clone(&sent) as _,
             publisher: Arc::new(Never),
             ledger: Arc::clone(&ledger),
@@ -152,7 +153,7 @@ impl Bench {
         let driver = Driver::restore(parts, handle.clone(), queue).await.expect("an empty store");
         let run = tokio::spawn(driver.run(CancellationToken::new()));
         let worker = WorkerId::generate();
-        let bench = Self { store, sent, handle, ledger, run, worker, _directory: directory };
+        let bench = Self { store, sent, handle, ledger, secrets, run, worker, _directory: directory };
         bench.handle.send(Event::WorkerEnrolled { worker: record(worker) }).await.expect("enrolled");
         let connected = Event::WorkerConnected { worker, facts: Box::new(facts()), attempts: Vec::new() };
         bench.handle.hear(bench.session(1), connected).await.expect("connected");
@@ -362,6 +363,43 @@ async fn an_inherited_attempt_is_its_heir_s_for_the_worker_and_in_the_store() {
     assert_eq!((stored.build, stored.worker), (heir, bench.worker));
     assert!(bench.store.get(&keys::secrets(first)).await.expect("reads").is_none());
     assert!(bench.store.get(&keys::secrets(heir)).await.expect("reads").is_some(), "the attempt has credentials yet");
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_passed_on_has_credentials_at_every_moment() {
+    let bench = Bench::new().await;
+    bench.store.held.store(true, Ordering::SeqCst);
+    let other = bench.begin_submit().await;
+    bench.store.gate.add_permits(2);
+    other.await.expect("no panic").expect("accepted");
+    let first = bench.submit_as("hunter2").await;
+    let (_, attempt) = *bench.assigned().last().expect("assigned");
+
+    // The commit of an earlier turn is on its way while the cancellation is taken up.
+    let other = bench.begin_submit().await;
+    let (heir, of_first) = tokio::join!(
+        async {
+            let submitting = bench.submit_as("hunter2");
+            let cancelling = bench.handle.send(Event::Cancel { build: first, reason: "test".into() });
+            let (heir, cancelled) = tokio::join!(submitting, cancelling);
+            cancelled.expect("cancelled");
+            heir
+        },
+        async {
+            settle().await;
+            let early = bench.secrets.open(first).await.expect("opens");
+            bench.store.gate.add_permits(1);
+            settle().await;
+            let on_its_way = bench.secrets.open(first).await.expect("opens");
+            bench.store.gate.add_permits(1);
+            [early, on_its_way].map(|secrets| secrets.credentials.len())
+        }
+    );
+    other.await.expect("no panic").expect("accepted");
+    assert_eq!(of_first, [1, 1], "until the commit that deletes them");
+    assert!(bench.secrets.open(first).await.expect("opens").is_empty());
+    assert_eq!(bench.ledger.get(attempt).map(|live| live.build), Some(heir));
+    assert!(!bench.secrets.open(heir).await.expect("opens").is_empty());
 }
 
 #[tokio::test]

@@ -168,18 +168,9 @@ impl Driver {
     }
 
     fn collect(&mut self, effects: Vec<Effect>) {
-        // Before the secrets of the build that ends are forgotten, and before its worker might ask for a chunk in vain.
-        for effect in &effects {
-            if let Effect::PassOn(pass_on) = effect {
-                self.ledger.passed_on(pass_on);
-            }
-        }
         let session = |effect: &Effect| addressee(effect).and_then(|worker| self.speakers.current(worker));
         self.turn.effects.extend(effects.into_iter().map(|effect| {
             let session = session(&effect);
-            if let Effect::Finished { build } = &effect {
-                self.secrets.went(*build);
-            }
             (effect, session)
         }));
     }
@@ -243,10 +234,16 @@ impl Driver {
         Accepted { build, snapshot: record.map(|build| BuildView { build, tasks: tasks() }) }
     }
 
-    /// Gives what was taken up to the store. Call it when nothing else is on its way there: after a commit that failed, no
-    /// later one may stand.
+    /// Gives what was taken up to the store. Call it when nothing else is on its way there and what was is concluded: after a
+    /// commit that failed, no later one may stand.
     fn begin_commit(&mut self) -> Result<Committing, StoreError> {
         let mut turn = std::mem::take(&mut self.turn);
+        // The commit deletes the secrets of a build that ends. Whoever finds none there finds its heir in the ledger.
+        for (effect, _) in &turn.effects {
+            if let Effect::PassOn(pass_on) = effect {
+                self.ledger.passed_on(pass_on);
+            }
+        }
         self.indexed.stage(&mut turn.txn, &turn.effects)?;
         let (store, txn) = (Arc::clone(&self.store), std::mem::take(&mut turn.txn));
         let commit = async move { if txn.is_empty() { store.revision().await } else { store.commit(txn).await } };
@@ -263,6 +260,10 @@ impl Driver {
 
     /// Acts on a turn that is committed.
     async fn conclude(&mut self, turn: Turn) {
+        // Before any order is sent: an assignment may have been passed on in the turn in which it was made.
+        for (effect, _) in &turn.effects {
+            self.ledger.concluded(effect);
+        }
         for (effect, session) in turn.effects {
             self.act(effect, session);
         }
@@ -285,10 +286,7 @@ impl Driver {
     fn act(&mut self, effect: Effect, session: Option<SessionId>) {
         match effect {
             Effect::PutBuild(build) => self.hub.build_changed(&build),
-            Effect::PutTask(task) => {
-                self.ledger.committed(&task);
-                self.hub.task_changed(&task);
-            }
+            Effect::PutTask(task) => self.hub.task_changed(&task),
             Effect::PutWorker(worker) => {
                 self.hub.worker_changed(worker.id);
                 self.send(session, Order::Settings { slots: worker.slots.unwrap_or(0) });
@@ -302,13 +300,11 @@ impl Driver {
                     build = %dispatch.build, attempt = %dispatch.attempt, %worker, platform = %dispatch.platform,
                     grade = %dispatch.grade, "task assigned"
                 );
-                self.ledger.dispatched(&dispatch);
                 self.hub.worker_changed(worker);
                 self.send(session, Order::Assign(dispatch));
             }
             Effect::PassOn(pass_on) => {
                 info!(build = %pass_on.build, attempt = %pass_on.attempt, worker = %pass_on.worker, "attempt passed on");
-                self.ledger.passed_on(&pass_on);
                 self.hub.worker_changed(pass_on.worker);
             }
             Effect::CancelAttempt { worker, attempt, reason } => {
@@ -323,7 +319,10 @@ impl Driver {
             }
             Effect::Publish(job) => self.publishing.start(*job),
             Effect::AbandonPublish { build } => self.publishing.abandon(build),
-            Effect::Finished { build } => info!(%build, "build finished"),
+            Effect::Finished { build } => {
+                info!(%build, "build finished");
+                self.secrets.went(build);
+            }
         }
     }
 

@@ -25,8 +25,9 @@ use super::{
 };
 use crate::{
     audit::{Action, Object, Trail, Who},
+    credentials::BuildSecrets,
     driver::{Handle, Ledger, Order, SessionId},
-    secrets::SecretStore,
+    secrets::{SecretError, SecretStore},
 };
 
 /// What every session needs.
@@ -275,14 +276,24 @@ impl Session {
         }
     }
 
+    /// Another build may have inherited the attempt by now. It has the same credentials, and is in the ledger before those of
+    /// the first build are forgotten.
+    async fn secrets_for(&self, dispatch: &Dispatch) -> Result<BuildSecrets, SecretError> {
+        let secrets = self.farm.secrets.open(dispatch.build).await?;
+        match self.farm.ledger.get(dispatch.attempt) {
+            Some(heir) if secrets.is_empty() && heir.build != dispatch.build => {
+                self.farm.secrets.open(heir.build).await
+            }
+            Some(_) | None => Ok(secrets),
+        }
+    }
+
     /// `None` when the build's secrets do not open: the attempt then failed for the farm's reasons.
     async fn assignment(&self, dispatch: Dispatch) -> Option<v1::Assignment> {
-        // Another build may have inherited the attempt by now, and the secrets of its first one be forgotten.
-        let build = self.farm.ledger.get(dispatch.attempt).map_or(dispatch.build, |live| live.build);
-        let secrets = match self.farm.secrets.open(build).await {
+        let secrets = match self.secrets_for(&dispatch).await {
             Ok(secrets) => secrets,
             Err(error) => {
-                error!(%build, attempt = %dispatch.attempt, %error, "secrets do not open");
+                error!(build = %dispatch.build, attempt = %dispatch.attempt, %error, "secrets do not open");
                 let message = format!("the build's secrets: {error}");
                 let outcome = AttemptOutcome::InfrastructureFailed { message };
                 let event = Event::AttemptReported { worker: dispatch.worker, attempt: dispatch.attempt, outcome };
