@@ -46,6 +46,26 @@ impl Bench {
         (worker, session)
     }
 
+    /// A rogue claims this of its attempt; an honest worker then builds the leg at its second one. Returns the rogue and the
+    /// attempt that it had.
+    async fn built_elsewhere_after(&mut self, claim: v1::AttemptSucceeded) -> (String, String) {
+        let mut rogue = self.farm.worker("rogue").await;
+        let mut session = rogue.session(&["linux/riscv64"], &[]).await;
+        session.welcome().await;
+        let build = self.people.submit(request(&["linux/riscv64"])).await.expect("accepted").id;
+        let attempt = session.assignment().await.attempt_id;
+        let mut honest = self.farm.worker("second").await.session(&["linux/riscv64"], &[]).await;
+        honest.welcome().await;
+        session.claim(&attempt, Outcome::Succeeded(claim)).await;
+        let again = honest.assignment().await.attempt_id;
+        honest.succeed(&again).await;
+        let done = self.people.finished(&build).await;
+        assert_eq!((done.state(), done.tasks[0].attempts), (v1::BuildState::Succeeded, 2));
+        // This publish and the good build's.
+        self.farm.publisher.published.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+        (rogue.id, attempt)
+    }
+
     /// The refusal under this action whose detail says all of `words`.
     async fn refused(&mut self, action: &str, words: &[&str]) -> Told {
         let refusals = self.people.refusals(action).await;
@@ -184,46 +204,21 @@ async fn a_report_on_an_attempt_that_is_not_the_worker_s_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_whose_report_does_not_read_is_built_elsewhere() {
     let mut bench = Bench::start().await;
-    let mut rogue = bench.farm.worker("rogue").await;
-    let mut session = rogue.session(&["linux/riscv64"], &[]).await;
-    session.welcome().await;
-    let build = bench.people.submit(request(&["linux/riscv64"])).await.expect("accepted").id;
-    let attempt = session.assignment().await.attempt_id;
-    let mut honest = bench.farm.worker("second").await.session(&["linux/riscv64"], &[]).await;
-    honest.welcome().await;
     let garbled = v1::AttemptSucceeded { digest: "sha256:../../etc".into(), size_bytes: 1, ..Default::default() };
-    session.claim(&attempt, Outcome::Succeeded(garbled)).await;
-    bench.refused("worker.report", &["sha256:../../etc"]).await;
-    let again = honest.assignment().await.attempt_id;
-    honest.succeed(&again).await;
-    let done = bench.people.finished(&build).await;
-    assert_eq!((done.state(), done.tasks[0].attempts), (v1::BuildState::Succeeded, 2));
-    // This publish and the good build's.
-    bench.farm.publisher.published.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    let (rogue, attempt) = bench.built_elsewhere_after(garbled).await;
+    let told = bench.refused("worker.report", &["sha256:../../etc"]).await;
+    assert_eq!((told.actor, told.object), (rogue, attempt));
     bench.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_digest_that_is_not_in_the_registry_is_built_elsewhere_and_its_worker_named() {
     let mut bench = Bench::start().await;
-    let mut rogue = bench.farm.worker("rogue").await;
-    let mut session = rogue.session(&["linux/riscv64"], &[]).await;
-    session.welcome().await;
-    let build = bench.people.submit(request(&["linux/riscv64"])).await.expect("accepted").id;
-    let attempt = session.assignment().await.attempt_id;
-    let mut honest = bench.farm.worker("second").await.session(&["linux/riscv64"], &[]).await;
-    honest.welcome().await;
     let Outcome::Succeeded(good) = succeeded() else { panic!("not a success") };
     let invented = v1::AttemptSucceeded { digest: never_pushed().to_string(), ..good };
-    session.claim(&attempt, Outcome::Succeeded(invented)).await;
-    let again = honest.assignment().await.attempt_id;
-    honest.succeed(&again).await;
-    let done = bench.people.finished(&build).await;
-    assert_eq!((done.state(), done.tasks[0].attempts), (v1::BuildState::Succeeded, 2));
+    let (rogue, attempt) = bench.built_elsewhere_after(invented).await;
     let told = bench.refused("worker.report", &["not in the registry", "does not exist"]).await;
-    assert_eq!((told.actor, told.object), (rogue.id, attempt));
-    // This publish and the good build's.
-    bench.farm.publisher.published.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!((told.actor, told.object), (rogue, attempt));
     bench.finish().await;
 }
 

@@ -173,7 +173,7 @@ fn free_address() -> anyhow::Result<String> {
 }
 
 /// A line of `/proc/PID/status` in MB.
-fn memory(pid: u32, key: &str) -> anyhow::Result<f64> {
+pub fn memory(pid: u32, key: &str) -> anyhow::Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = text.lines().find(|line| line.starts_with(key)).with_context(|| format!("{key} of {pid}"))?;
     let kilobytes: f64 = line.split_whitespace().nth(1).context("a number")?.parse()?;

@@ -9,7 +9,7 @@ use std::{
     sync::Mutex,
 };
 
-use crate::{binary, calls::Calls, farm::text, network::Network, process::Process};
+use crate::{binary, calls::Calls, client, farm::text, network::Network, process::Process};
 
 /// A lost worker is noticed, and given up, soon enough for a test to wait for it.
 pub const LEASE: &str = "2s";
@@ -134,15 +134,11 @@ impl Cluster {
     /// The `kiln` client of an administrator.
     #[must_use]
     pub fn kiln(&self) -> Command {
-        let mut command = Command::new(binary("kiln"));
+        let mut command = client(self.directory.path());
         command
-            .env_remove("KILN_TOKEN")
-            .env("HOME", self.directory.path())
-            .env("DOCKER_CONFIG", self.path("docker"))
             .env("KILN_ENDPOINT", self.address.to_string())
             .env("KILN_TOKEN_FILE", self.path("coordinator/admin.token"))
-            .env("KILN_CA", self.path("coordinator/ca/ca.pem"))
-            .stdin(std::process::Stdio::null());
+            .env("KILN_CA", self.path("coordinator/ca/ca.pem"));
         command
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{binary, process::keep_reading};
+use crate::{binary, client, process::keep_reading};
 
 /// A running `kiln up`; stopped when dropped.
 pub struct Farm {
@@ -74,13 +74,8 @@ impl Farm {
     /// The `kiln` client with this farm's connection, an empty Docker config and a home of its own.
     #[must_use]
     pub fn kiln(&self) -> Command {
-        let mut command = Command::new(binary("kiln"));
-        command
-            .env_remove("KILN_TOKEN")
-            .env("HOME", self.directory.path())
-            .env("DOCKER_CONFIG", self.directory.path().join("docker"))
-            .envs(&self.variables)
-            .stdin(Stdio::null());
+        let mut command = client(self.directory.path());
+        command.envs(&self.variables);
         command
     }
 

@@ -18,7 +18,10 @@ pub use engine::OwnEngine;
 pub use farm::Farm;
 pub use worker::Worker;
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 /// A program of the workspace, beside the running test: `target/<profile>/NAME`.
 ///
@@ -33,6 +36,13 @@ pub fn binary(name: &str) -> PathBuf {
     let path = profile.join(name);
     assert!(path.is_file(), "{} is missing; run cargo build --workspace --bins", path.display());
     path
+}
+
+/// The `kiln` client of someone whose home is `home`, with the Docker config there and no token but the one that it is given.
+fn client(home: &Path) -> Command {
+    let mut command = Command::new(binary("kiln"));
+    command.env_remove("KILN_TOKEN").env("HOME", home).env("DOCKER_CONFIG", home.join("docker")).stdin(Stdio::null());
+    command
 }
 
 /// The root of the checkout.

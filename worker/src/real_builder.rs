@@ -35,15 +35,18 @@ impl RealBuilder {
         Self { engine, probe, pruned: AtomicU64::new(0) }
     }
 
-    /// Notes in `full` when a step says that the disk is full while it is.
-    fn watching_disk(&self, progress: Progress, full: Arc<AtomicBool>) -> Progress {
+    /// Passes progress on, and notes whether a step said that the disk is full while it was.
+    fn watching_disk(&self, progress: Progress) -> (Progress, Arc<AtomicBool>) {
         let (probe, facts) = (self.probe.clone(), self.engine.facts());
-        Arc::new(move |entry| {
+        let full = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&full);
+        let watching = Arc::new(move |entry| {
             if disk::says_full(&entry) && probe.engine_disk(&facts).is_some_and(|disk| disk::is_full(&disk)) {
-                full.store(true, Ordering::Relaxed);
+                seen.store(true, Ordering::Relaxed);
             }
             progress(entry);
-        })
+        });
+        (watching, full)
     }
 }
 
@@ -89,14 +92,14 @@ impl Builder for RealBuilder {
     }
 
     async fn build(&self, job: Job, progress: Progress, stop: CancellationToken) -> BuildOutcome {
-        let full = Arc::new(AtomicBool::new(false));
-        let outcome = self.engine.build(job, self.watching_disk(progress, full.clone()), stop).await;
+        let (progress, full) = self.watching_disk(progress);
+        let outcome = self.engine.build(job, progress, stop).await;
         outcome.map_err(|error| disk::blame(error, full.load(Ordering::Relaxed)))
     }
 
     async fn run(&self, job: Job, progress: Progress, stop: CancellationToken) -> Result<(), BuildError> {
-        let full = Arc::new(AtomicBool::new(false));
-        let outcome = self.engine.run(job, self.watching_disk(progress, full.clone()), stop).await;
+        let (progress, full) = self.watching_disk(progress);
+        let outcome = self.engine.run(job, progress, stop).await;
         outcome.map_err(|error| disk::blame(error, full.load(Ordering::Relaxed)))
     }
 }

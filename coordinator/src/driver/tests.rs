@@ -167,8 +167,7 @@ impl Bench {
 
     async fn submit(&self) -> Result<BuildId, SubmitError> {
         let secrets = BuildSecrets::from_wire([("id".to_owned(), b"hunter2".to_vec())], Vec::new()).expect("sound");
-        let submission =
-            Submission { build: BuildId::generate(), request_id: None, spec: spec(), secrets, who: Who::farm() };
+        let submission = Submission { secrets, ..submission() };
         self.handle.submit(submission).await.map(|submitted| submitted.accepted.build)
     }
 
@@ -177,8 +176,7 @@ impl Bench {
         let credential =
             v1::RegistryCredential { host: "r.example".into(), password: password.into(), ..Default::default() };
         let secrets = BuildSecrets::from_wire([], vec![credential]).expect("sound");
-        let submission =
-            Submission { build: BuildId::generate(), request_id: None, spec: spec(), secrets, who: Who::farm() };
+        let submission = Submission { secrets, ..submission() };
         self.handle.submit(submission).await.expect("accepted").accepted.build
     }
 
@@ -198,15 +196,10 @@ impl Bench {
     /// Submits beside the test, and returns once the driver has taken it up as far as it will.
     async fn begin_submit(&self) -> JoinHandle<Result<BuildId, SubmitError>> {
         let handle = self.handle.clone();
-        let build = BuildId::generate();
-        let submission = Submission {
-            build,
-            request_id: None,
-            // Unlike all others, or it would follow one of them.
-            spec: BuildSpec { target: Some(build.to_string()), ..spec() },
-            secrets: BuildSecrets::default(),
-            who: Who::farm(),
-        };
+        let submission = submission();
+        // Unlike all others, or it would follow one of them.
+        let spec = BuildSpec { target: Some(submission.build.to_string()), ..spec() };
+        let submission = Submission { spec, ..submission };
         let submitting =
             tokio::spawn(async move { handle.submit(submission).await.map(|submitted| submitted.accepted.build) });
         settle().await;
@@ -257,6 +250,16 @@ fn spec() -> BuildSpec {
         "0".repeat(64)
     );
     serde_json::from_str(&text).expect("a spec")
+}
+
+fn submission() -> Submission {
+    Submission {
+        build: BuildId::generate(),
+        request_id: None,
+        spec: spec(),
+        secrets: BuildSecrets::default(),
+        who: Who::farm(),
+    }
 }
 
 #[tokio::test]
@@ -342,9 +345,8 @@ async fn secrets_are_stored_sealed_with_the_build_and_gone_with_its_end() {
 async fn a_build_whose_secrets_are_forgotten_is_not_run_again_without_them() {
     let bench = Bench::new().await;
     let with_secrets = BuildSpec { secret_ids: vec!["id".into()], ..spec() };
-    let build = BuildId::generate();
-    let submission =
-        Submission { build, request_id: None, spec: with_secrets, secrets: BuildSecrets::default(), who: Who::farm() };
+    let submission = Submission { spec: with_secrets, ..submission() };
+    let build = submission.build;
     bench.handle.submit(submission).await.expect("accepted");
     bench.handle.send(Event::Cancel { build, reason: "test".into() }).await.expect("cancelled");
     let error = bench.handle.retry(Who::farm(), build, &BuildSecrets::default()).await.expect_err("refused");
@@ -442,13 +444,7 @@ async fn a_watcher_that_lags_behind_is_dropped_and_told() {
 async fn the_same_request_id_gives_the_same_build_also_at_once() {
     let bench = Bench::new().await;
     let submit = || {
-        let submission = Submission {
-            build: BuildId::generate(),
-            request_id: Some("once".into()),
-            spec: spec(),
-            secrets: BuildSecrets::default(),
-            who: Who::farm(),
-        };
+        let submission = Submission { request_id: Some("once".into()), ..submission() };
         bench.handle.submit(submission)
     };
     let (a, b) = tokio::join!(submit(), submit());

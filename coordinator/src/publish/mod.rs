@@ -39,7 +39,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::future::{join, try_join_all};
-use kiln_common::{Digest, ImageReference, Platform, Timestamp};
+use kiln_common::{Digest, ImageReference, Timestamp};
 use kiln_scheduler::{
     effect::{Leg, PublishJob},
     record::Published,
@@ -93,10 +93,9 @@ impl RegistryPublisher {
     }
 
     async fn run(&self, job: &PublishJob, session: &Session) -> Result<Published, PublishOutcome> {
-        let failed = |error: RegistryError| PublishOutcome::Failed { published: None, message: error.message };
         let preparing = self.prepare(session, job);
         let (target, before) = join(preparing, Survey::take(session, &job.spec.tags)).await;
-        let target = target.map_err(failed)?.map_err(PublishOutcome::from)?;
+        let target = target?;
         before.allows(job, &target.digest).map_err(failed)?;
         sign::sign(self.key.as_ref(), session, &job.spec, &target).await.map_err(failed)?;
         let moved = tags::move_all(session, &job.spec.tags, &target, &before).await;
@@ -117,55 +116,43 @@ impl RegistryPublisher {
     }
 
     /// Checks and merges the legs, and pushes what they make by its digest.
-    async fn prepare(&self, session: &Session, job: &PublishJob) -> Result<Result<Target, MissingLegs>, RegistryError> {
-        let checks = try_join_all(job.legs.iter().map(|leg| self.check(session, job, leg))).await?;
-        let (mut legs, mut missing) = (Vec::with_capacity(checks.len()), MissingLegs::default());
+    async fn prepare(&self, session: &Session, job: &PublishJob) -> Result<Target, PublishOutcome> {
+        let checks = try_join_all(job.legs.iter().map(|leg| self.check(session, job, leg))).await.map_err(failed)?;
+        let (mut legs, mut platforms, mut messages) = (Vec::with_capacity(checks.len()), Vec::new(), Vec::new());
         for (check, leg) in checks.into_iter().zip(&job.legs) {
             match check {
                 Ok(checked) => legs.push(checked),
-                Err(Missing { message }) => {
-                    missing.platforms.push(leg.platform.clone());
-                    missing.messages.push(message);
+                Err(missing) => {
+                    platforms.push(leg.platform.clone());
+                    messages.push(missing);
                 }
             }
         }
-        if !missing.platforms.is_empty() {
-            return Ok(Err(missing));
+        if !platforms.is_empty() {
+            return Err(PublishOutcome::LegsMissing { platforms, message: messages.join("; ") });
         }
-        let target = target::merge(&job.spec, legs)?;
-        tags::push(session, &job.spec.tags, &target).await?;
-        Ok(Ok(target))
+        let target = target::merge(&job.spec, legs).map_err(failed)?;
+        tags::push(session, &job.spec.tags, &target).await.map_err(failed)?;
+        Ok(target)
     }
 
+    /// The inner error says what of the leg is not in the registry: all such legs are told together.
     async fn check(
         &self,
         session: &Session,
         job: &PublishJob,
         leg: &Leg,
-    ) -> Result<Result<CheckedLeg, Missing>, RegistryError> {
+    ) -> Result<Result<CheckedLeg, String>, RegistryError> {
         match leg::check(session, &self.verifier, &job.spec, leg).await {
-            Err(RegistryError { fault: Fault::NotFound, message }) => Ok(Err(Missing { message })),
+            Err(RegistryError { fault: Fault::NotFound, message }) => Ok(Err(message)),
             checked => checked.map(Ok),
         }
     }
 }
 
-/// A leg that is not, or not wholly, in the registry.
-struct Missing {
-    message: String,
-}
-
-/// All of them.
-#[derive(Default)]
-struct MissingLegs {
-    platforms: Vec<Platform>,
-    messages: Vec<String>,
-}
-
-impl From<MissingLegs> for PublishOutcome {
-    fn from(missing: MissingLegs) -> Self {
-        Self::LegsMissing { platforms: missing.platforms, message: missing.messages.join("; ") }
-    }
+/// No tag has moved.
+fn failed(error: RegistryError) -> PublishOutcome {
+    PublishOutcome::Failed { published: None, message: error.message }
 }
 
 /// Tag by tag, what moved and what did not.

@@ -8,34 +8,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use harness::binary;
-use kiln_common::runtime::{Dialer, tls};
-use kiln_proto::v1::{build_service_client::BuildServiceClient, farm_service_client::FarmServiceClient};
-use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-    service::interceptor::InterceptedService,
-    transport::Channel,
-};
+use harness::{binary, calls::Calls};
 
-pub type Builds = BuildServiceClient<InterceptedService<Channel, Bearer>>;
-pub type Farm = FarmServiceClient<InterceptedService<Channel, Bearer>>;
+use crate::farm;
 
 pub struct Coordinator {
     child: Child,
     pub endpoint: String,
     directory: tempfile::TempDir,
-}
-
-/// An admin's token on every call.
-#[derive(Clone)]
-pub struct Bearer(MetadataValue<Ascii>);
-
-impl tonic::service::Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
-        Ok(request)
-    }
 }
 
 impl Coordinator {
@@ -58,31 +38,15 @@ impl Coordinator {
         Ok(Self { child, endpoint, directory })
     }
 
-    /// A connection of its own.
-    fn connection(&self) -> anyhow::Result<(Channel, Bearer)> {
-        let read = |name: &str| fs::read(self.directory.path().join(name)).with_context(|| name.to_owned());
-        let trust = tls::Trust::Ca(tls::certificates("ca", &read("ca/ca.pem")?)?);
-        let channel = Dialer::new(&[&self.endpoint], tls::client_config(trust, None)?)?.channel()?;
-        let token = String::from_utf8(read("admin.token")?)?;
-        Ok((channel, Bearer(format!("Bearer {}", token.trim()).parse()?)))
-    }
-
-    pub fn builds(&self) -> anyhow::Result<Builds> {
-        let (channel, bearer) = self.connection()?;
-        Ok(BuildServiceClient::with_interceptor(channel, bearer))
-    }
-
-    pub fn farm(&self) -> anyhow::Result<Farm> {
-        let (channel, bearer) = self.connection()?;
-        Ok(FarmServiceClient::with_interceptor(channel, bearer))
+    /// An administrator's connection of its own.
+    pub fn calls(&self) -> Calls {
+        let path = |name: &str| self.directory.path().join(name);
+        Calls::new(&self.endpoint, &path("ca/ca.pem"), &path("admin.token"))
     }
 
     /// A line of `/proc/PID/status` in MB.
     pub fn memory(&self, key: &str) -> anyhow::Result<f64> {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = text.lines().find(|line| line.starts_with(key)).with_context(|| key.to_owned())?;
-        let kilobytes: f64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
-        Ok(kilobytes * 1024.0 / 1e6)
+        farm::memory(self.child.id(), key)
     }
 
     /// The processor time that it took so far (proc(5): fields 14 and 15 of stat, in ticks).

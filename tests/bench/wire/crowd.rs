@@ -21,7 +21,7 @@ impl Crowd {
     /// Returns once all of them are welcome.
     pub async fn gather(coordinator: &Coordinator, workers: usize) -> anyhow::Result<Self> {
         let request = CreateJoinTokenRequest { uses: u32::try_from(workers)?, ..Default::default() };
-        let token = coordinator.farm()?.create_join_token(request).await?.into_inner().token;
+        let token = coordinator.calls().farm.create_join_token(request).await?.into_inner().token;
         let mut child = Command::new(std::env::current_exe()?)
             .args(["crowd", &token, &workers.to_string()])
             .stdin(Stdio::piped())

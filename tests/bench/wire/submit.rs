@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::coordinator::{Builds, Coordinator};
+use super::coordinator::Coordinator;
 
 /// Clients that share the load.
 const CLIENTS: usize = 8;
@@ -33,7 +33,7 @@ pub struct Submitted {
 
 /// Every submit must be accepted.
 pub async fn run(coordinator: &Coordinator, load: &Load) -> anyhow::Result<Submitted> {
-    let clients: Vec<Builds> = (0..CLIENTS).map(|_| coordinator.builds()).collect::<Result<_, _>>()?;
+    let clients: Vec<_> = (0..CLIENTS).map(|_| coordinator.calls().builds).collect();
     let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH)?);
     let pause = Duration::from_secs(1) / load.rate;
     let whole = (load.warm_up + load.duration).as_nanos() / pause.as_nanos();
@@ -72,7 +72,7 @@ pub async fn run(coordinator: &Coordinator, load: &Load) -> anyhow::Result<Submi
 
 /// What `most` of the records say: milliseconds from accepted to started, sorted. Each must say that it started.
 pub async fn recorded_waits(coordinator: &Coordinator, submitted: &Submitted, most: usize) -> anyhow::Result<Vec<f64>> {
-    let mut builds = coordinator.builds()?;
+    let mut builds = coordinator.calls().builds;
     let mut waits = Vec::new();
     for (id, _) in submitted.counted.iter().step_by((submitted.counted.len() / most).max(1)) {
         let build = builds.get(GetBuildRequest { id: id.clone() }).await?.into_inner();
@@ -89,7 +89,7 @@ pub async fn recorded_waits(coordinator: &Coordinator, submitted: &Submitted, mo
 }
 
 pub async fn online_workers(coordinator: &Coordinator) -> anyhow::Result<u32> {
-    Ok(coordinator.farm()?.get_info(GetInfoRequest {}).await?.into_inner().online_workers)
+    Ok(coordinator.calls().farm.get_info(GetInfoRequest {}).await?.into_inner().online_workers)
 }
 
 /// Each from one of a hundred projects, so that fairness and affinity have something to weigh.

@@ -143,9 +143,7 @@ impl Seen {
         });
         lines.collect::<Vec<_>>().join("\n")
     }
-}
 
-impl Seen {
     /// Whether the engine asked for a directory of the client's.
     pub fn transferred(&self) -> bool {
         let entries = self.0.lock().expect("no panic");

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::key::SigningKey;
 use crate::publish::{
     manifest::{Descriptor, OCI_MANIFEST},
+    referrers::fallback_tag,
     registry::sha256,
 };
 
@@ -19,7 +20,7 @@ const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 
 /// The tag under which cosign looks for the signatures of a manifest.
 pub fn tag(signed: &Digest) -> String {
-    format!("{}.sig", signed.to_string().replacen(':', "-", 1))
+    format!("{}.sig", fallback_tag(signed))
 }
 
 /// What is signed: this manifest, in this repository. The same bytes each time.

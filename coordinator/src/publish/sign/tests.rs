@@ -1,7 +1,7 @@
 //! Signing against a registry that misbehaves on demand.
 
 use axum::http::Method;
-use kiln_common::BuildSpec;
+use kiln_common::{BuildSpec, runtime::files};
 use kiln_scheduler::effect::PublishJob;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -19,11 +19,9 @@ use crate::{
 };
 
 fn key() -> SigningKey {
-    use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("key.pem");
-    std::fs::write(&path, pem()).expect("written");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("a mode");
+    files::write_private(&path, pem().as_bytes()).expect("written");
     SigningKey::read(&path).expect("a key")
 }
 

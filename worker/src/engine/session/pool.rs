@@ -131,6 +131,9 @@ impl Drop for Part {
         self.slot.builds.remove(&self.served);
         let Some(pool) = self.pool.upgrade() else { return };
         pool.sweep();
+        if self.slot.builds.idle_since().is_none() {
+            return;
+        }
         // Nobody may come by again to close it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let pool = self.pool.clone();
