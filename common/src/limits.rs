@@ -68,8 +68,13 @@ pub const UPLOAD_IDLE: Duration = Duration::from_secs(5);
 pub const CONTEXT_CACHE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 pub const CONTEXT_CACHE_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 pub const CONTEXT_CACHE_CHUNKS: usize = 512 * 1024;
+/// Chunks that a worker remembers to have fetched once, and up to as many before them.
+pub const CONTEXT_CHUNKS_ONCE: usize = 64 * 1024;
 /// File contents that one read of a context takes at once, unless one chunk alone is longer.
 pub const CONTEXT_READ_BYTES: u64 = 2 * 1024 * 1024;
+/// A context of this many entries and more is given to the engine in parts, up to so many, where steps read such.
+pub const CONTEXT_ENTRIES_TO_DIVIDE: usize = 2_000;
+pub const CONTEXT_PARTS: usize = 16;
 /// Files that the engine is served at once, in as many batches.
 pub const FILE_SYNC_BATCHES: usize = 4;
 pub const FILE_SYNC_BATCH_FILES: usize = 512;

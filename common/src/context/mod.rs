@@ -57,6 +57,13 @@ impl ChunkId {
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// Its first eight bytes: a key for tables in memory that check the rest elsewhere, or need not.
+    #[must_use]
+    pub const fn short(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
 }
 
 impl TryFrom<&[u8]> for ChunkId {

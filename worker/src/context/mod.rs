@@ -5,6 +5,7 @@
 
 mod cache;
 mod filesync;
+mod once;
 mod source;
 mod store;
 mod tree;

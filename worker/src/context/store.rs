@@ -1,4 +1,7 @@
 //! Reads chunks through the cache: one store for a worker, so that tasks that need the same chunk fetch it once.
+//!
+//! A file's chunk is written to the cache when it is asked for a second time, for the engine keeps what it took: writing
+//! each context twice would wear a board's card and hold the engine's own writes up.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,14 +16,12 @@ use kiln_common::{
     context::{ChunkId, ChunkRef, InvalidManifest},
     limits,
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
-};
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     cache::{CacheConfig, ChunkCache},
+    once::Once,
     source::{ChunkSource, SourceError},
 };
 
@@ -41,13 +42,31 @@ pub enum ContextError {
     Interrupted,
 }
 
+/// Which chunks the cache keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// All: every build of a tree reads its manifest.
+    All,
+    /// Those that are asked for again, now or later.
+    AskedAgain,
+}
+
 /// The chunks that a worker has and those that are on their way.
 #[derive(Debug)]
 pub struct ContextStore {
     cache: ChunkCache,
-    flights: Mutex<HashMap<ChunkId, CancellationToken>>,
+    flights: Mutex<HashMap<ChunkId, Landing>>,
+    once: Mutex<Once>,
     /// Batches that wait to be written to the cache: bounds the memory they hold.
     writers: Arc<Semaphore>,
+}
+
+/// The end of the flight that brings a chunk.
+#[derive(Debug)]
+struct Landing {
+    landed: CancellationToken,
+    /// Whether others wait for it, who will look in the cache.
+    awaited: bool,
 }
 
 impl ContextStore {
@@ -59,7 +78,7 @@ impl ContextStore {
         let directory: PathBuf = directory.to_owned();
         let cache = spawn_blocking(move || ChunkCache::open(&directory, config)).await.map_err(io::Error::other)??;
         let writers = Arc::new(Semaphore::new(limits::FILE_SYNC_BATCHES));
-        Ok(Arc::new(Self { cache, flights: Mutex::default(), writers }))
+        Ok(Arc::new(Self { cache, flights: Mutex::default(), once: Mutex::default(), writers }))
     }
 
     /// Gives about `bytes` of the disk back, the oldest chunks first; they are fetched again when they are needed.
@@ -73,6 +92,7 @@ impl ContextStore {
         self: &Arc<Self>,
         source: &dyn ChunkSource,
         chunks: &[ChunkRef],
+        keep: Keep,
     ) -> Result<Vec<Bytes>, ContextError> {
         let mut found: HashMap<ChunkId, Bytes> = HashMap::with_capacity(chunks.len());
         loop {
@@ -83,7 +103,9 @@ impl ContextStore {
             let missing = self.read_cache(wanted, &mut found).await?;
             let claim = self.claim(missing);
             if !claim.ours.is_empty() {
-                self.fetch(source, claim.ours, claim.flight, &mut found).await?;
+                let fetched = self.fetch(source, claim.ours).await?;
+                found.extend(fetched.iter().cloned());
+                self.keep(fetched, keep, claim.flight).await?;
             }
             // What others fetch is in the cache afterwards; if their fetch failed, the next turn is ours.
             for flight in claim.others {
@@ -123,12 +145,15 @@ impl ContextStore {
         let (mut ours, mut others) = (Vec::new(), Vec::new());
         let mut flights = self.flights();
         for chunk in missing {
-            match flights.get(&chunk.id) {
-                Some(flight) => others.push(flight.clone()),
+            match flights.get_mut(&chunk.id) {
+                Some(flight) => {
+                    flight.awaited = true;
+                    others.push(flight.landed.clone());
+                }
                 // It landed since the cache was read.
                 None if self.cache.contains(chunk.id) => {}
                 None => {
-                    flights.insert(chunk.id, token.clone());
+                    flights.insert(chunk.id, Landing { landed: token.clone(), awaited: false });
                     ours.push(chunk);
                 }
             }
@@ -137,14 +162,12 @@ impl ContextStore {
         Claim { flight: Flight { store: self.clone(), ids, _landed: token.drop_guard() }, ours, others }
     }
 
+    /// Whole chunks from the source, in the order asked.
     async fn fetch(
-        self: &Arc<Self>,
+        &self,
         source: &dyn ChunkSource,
         wanted: Vec<ChunkRef>,
-        flight: Flight,
-        found: &mut HashMap<ChunkId, Bytes>,
-    ) -> Result<(), ContextError> {
-        let permit = self.writers.clone().acquire_owned().await.map_err(|_| ContextError::Interrupted)?;
+    ) -> Result<Vec<(ChunkId, Bytes)>, ContextError> {
         let mut fetched = Vec::with_capacity(wanted.len());
         for part in wanted.chunks(limits::CHUNK_IDS_PER_CALL) {
             let ids: Vec<ChunkId> = part.iter().map(|chunk| chunk.id).collect();
@@ -157,23 +180,48 @@ impl ContextStore {
                 fetched.push((chunk.id, bytes));
             }
         }
-        found.extend(fetched.iter().cloned());
-        self.keep(fetched, flight, permit);
-        Ok(())
+        Ok(fetched)
     }
 
-    /// Writes to the cache behind the reader's back; the flight lands when that is done.
-    fn keep(self: &Arc<Self>, fetched: Vec<(ChunkId, Bytes)>, flight: Flight, permit: OwnedSemaphorePermit) {
+    /// Writes what is kept to the cache behind the reader's back; the flight lands when that is done.
+    async fn keep(
+        self: &Arc<Self>,
+        fetched: Vec<(ChunkId, Bytes)>,
+        keep: Keep,
+        flight: Flight,
+    ) -> Result<(), ContextError> {
+        let kept = match keep {
+            Keep::All => fetched,
+            Keep::AskedAgain => self.asked_again(fetched),
+        };
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let permit = self.writers.clone().acquire_owned().await.map_err(|_| ContextError::Interrupted)?;
         let store = self.clone();
         spawn_blocking(move || {
-            if let Err(error) = store.cache.put(&fetched) {
+            if let Err(error) = store.cache.put(&kept) {
                 tracing::warn!(%error, "cannot write to the context cache; the chunks will be fetched again");
             }
             drop((flight, permit));
         });
+        Ok(())
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<ChunkId, CancellationToken>> {
+    /// The chunks that somebody waits for, or that were fetched before; the flights of the others are over.
+    fn asked_again(&self, fetched: Vec<(ChunkId, Bytes)>) -> Vec<(ChunkId, Bytes)> {
+        let (mut flights, mut once) = (self.flights(), self.once.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_asked_again = |(id, _): &(ChunkId, Bytes)| {
+            let again = !once.note(*id) || flights.get(id).is_some_and(|flight| flight.awaited);
+            if !again {
+                flights.remove(id);
+            }
+            again
+        };
+        fetched.into_iter().filter(is_asked_again).collect()
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<ChunkId, Landing>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -227,13 +275,27 @@ mod tests {
         let store = store(directory.path()).await;
         let twice: Vec<_> = chunks.iter().chain(chunks.iter().rev()).copied().collect();
         for _ in 0..3 {
-            let read = store.read(&source, &twice).await.expect("reads");
+            let read = store.read(&source, &twice, Keep::All).await.expect("reads");
             let ids: Vec<_> = read.iter().map(|bytes| ChunkId::of(bytes)).collect();
             assert_eq!(ids, twice.iter().map(|chunk| chunk.id).collect::<Vec<_>>());
             // The cache is written in the background; a new permit for all says that it is done.
             let _all = store.writers.acquire_many(limits::FILE_SYNC_BATCHES as u32).await.expect("open");
         }
         assert_eq!(source.chunks_fetched(), 50);
+    }
+
+    #[tokio::test]
+    async fn a_file_s_chunks_are_kept_when_they_are_asked_for_again() {
+        let directory = tempfile::tempdir().expect("dir");
+        let (source, chunks) = source(50);
+        let store = store(directory.path()).await;
+        for fetched in [50, 100, 100] {
+            store.read(&source, &chunks, Keep::AskedAgain).await.expect("reads");
+            let _all = store.writers.acquire_many(limits::FILE_SYNC_BATCHES as u32).await.expect("open");
+            assert_eq!(source.chunks_fetched(), fetched);
+            assert_eq!(store.cache.contains(chunks[0].id), fetched == 100);
+        }
+        assert!(store.flights().is_empty());
     }
 
     #[tokio::test]
@@ -244,7 +306,9 @@ mod tests {
         let tasks: Vec<_> = (0..8)
             .map(|_| {
                 let (store, source, chunks) = (store.clone(), source.clone(), chunks.clone());
-                tokio::spawn(async move { store.read(source.as_ref(), &chunks).await.expect("reads").len() })
+                tokio::spawn(async move {
+                    store.read(source.as_ref(), &chunks, Keep::AskedAgain).await.expect("reads").len()
+                })
             })
             .collect();
         for task in tasks {
@@ -260,12 +324,12 @@ mod tests {
         let (mut source, chunks) = source(3);
         let store = store(directory.path()).await;
         let absent = ChunkRef { id: ChunkId::of(b"absent"), len: 6 };
-        let error = store.read(&source, &[chunks[0], absent]).await.expect_err("missing");
+        let error = store.read(&source, &[chunks[0], absent], Keep::AskedAgain).await.expect_err("missing");
         assert!(error.to_string().contains(&absent.id.to_string()), "{error}");
         source.corrupt(chunks[1].id, "other bytes");
-        let error = store.read(&source, &chunks).await.expect_err("corrupt");
+        let error = store.read(&source, &chunks, Keep::AskedAgain).await.expect_err("corrupt");
         assert!(matches!(error, ContextError::Corrupt { id } if id == chunks[1].id));
         assert!(store.flights().is_empty());
-        assert_eq!(store.read(&source, &[chunks[0], chunks[2]]).await.expect("reads").len(), 2);
+        assert_eq!(store.read(&source, &[chunks[0], chunks[2]], Keep::AskedAgain).await.expect("reads").len(), 2);
     }
 }

@@ -14,7 +14,7 @@ use kiln_common::{
 
 use super::{
     source::{ChunkSource, ChunkStream, SourceError},
-    store::{ContextError, ContextStore},
+    store::{ContextError, ContextStore, Keep},
 };
 
 /// A context that is open, for as many attempts as read it now.
@@ -59,7 +59,7 @@ impl ContextTree {
         let mut entries = Vec::with_capacity(usize::try_from(decoder.root().entries).unwrap_or_default());
         let chunks = decoder.root().chunks.clone();
         for window in windows(&chunks) {
-            for bytes in reader.store.read(&reader.source, window).await? {
+            for bytes in reader.store.read(&reader.source, window, Keep::All).await? {
                 decoder.push(&bytes, |entry| entries.push(entry))?;
             }
         }
@@ -96,7 +96,7 @@ impl ContextTree {
 
     pub(super) async fn read(&self, chunks: &[ChunkRef]) -> Result<Vec<Bytes>, ContextError> {
         match &self.reader {
-            Some(reader) => reader.store.read(&reader.source, chunks).await,
+            Some(reader) => reader.store.read(&reader.source, chunks, Keep::AskedAgain).await,
             None => Ok(Vec::new()),
         }
     }

@@ -7,15 +7,16 @@ use std::{collections::HashMap, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
-use kiln_common::{AttemptId, Digest, spec::ImageDescriptor};
+use kiln_common::{Digest, limits, spec::ImageDescriptor};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     EngineError,
+    divided::Dividable,
     facts::EngineFacts,
     failure,
-    job::{BuildError, BuildJob, BuildOutcome, Progress},
+    job::{BuildError, BuildJob, BuildOutcome, CONTEXT_DIR, Progress},
     push::ClassicPush,
     request::{self, Order, Target},
     session::{Served, Sessions},
@@ -76,6 +77,7 @@ async fn solve_job(
         builder_id: &job.builder_id,
     };
     let request = request::solve_request(&order, target)?;
+    let dividable = dividable(sessions, &job);
     let served = Served {
         filesync: job.filesync,
         secrets: job.secrets,
@@ -84,25 +86,28 @@ async fn solve_job(
         agents: job.agents,
         shared_key: job.shared_key,
     };
-    solve_once(sessions, request, job.attempt, served, progress, cancel).await
-}
-
-async fn solve_once(
-    sessions: &Arc<Sessions>,
-    request: SolveRequest,
-    attempt: AttemptId,
-    served: Served,
-    progress: Progress,
-    cancel: &CancellationToken,
-) -> Result<HashMap<String, String>, BuildError> {
     let lease = sessions.lease(served).await?;
     let session = lease.session();
     // An attempt may solve twice, and BuildKit remembers a name for a while.
-    let name = format!("kiln-{attempt}-{:08x}", rand::random::<u32>());
+    let name = format!("kiln-{}-{:08x}", job.attempt, rand::random::<u32>());
     let request = SolveRequest { r#ref: name, session: session.id.clone(), ..request };
-    solve::solve(session.channel.clone(), request, progress, cancel).await.map_err(|end| match end {
+    let solved = solve::solve(session.channel.clone(), request, dividable.as_ref(), progress, cancel).await;
+    solved.map_err(|end| match end {
         SolveEnd::Refused { status, step } => failure::of_solve(&status, step.as_deref()),
         SolveEnd::Cancelled => BuildError::Cancelled,
+    })
+}
+
+/// The context, where asking for all of its names takes longer than telling its parts apart. Provenance tells of the frontend
+/// only where the engine itself runs it.
+fn dividable(sessions: &Arc<Sessions>, job: &BuildJob) -> Option<Dividable> {
+    let context = job.filesync.tree(CONTEXT_DIR)?;
+    let is_large = context.manifest().entries().len() >= limits::CONTEXT_ENTRIES_TO_DIVIDE;
+    let is_attested = job.spec.provenance.is_some() || job.spec.sbom.is_some();
+    (is_large && !is_attested).then(|| Dividable {
+        sessions: sessions.clone(),
+        context: context.clone(),
+        shared_key: job.shared_key.clone(),
     })
 }
 

@@ -9,6 +9,7 @@
 
 pub mod address;
 mod build;
+mod divided;
 mod docker;
 pub mod facts;
 mod failure;

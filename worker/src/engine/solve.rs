@@ -12,11 +12,16 @@ use std::{
 };
 
 use bollard_buildkit_proto::moby::buildkit::v1::{SolveRequest, StatusRequest, Vertex, control_client::ControlClient};
+use futures_util::FutureExt;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
 
-use super::{job::Progress, progress::Reporter};
+use super::{
+    divided::{self, Dividable},
+    job::Progress,
+    progress::Reporter,
+};
 
 /// One message of the engine: a status with many long lines, a response with provenance.
 const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
@@ -40,17 +45,21 @@ pub enum SolveEnd {
 pub async fn solve(
     channel: Channel,
     request: SolveRequest,
+    dividable: Option<&Dividable>,
     progress: Progress,
     cancel: &CancellationToken,
 ) -> Result<HashMap<String, String>, SolveEnd> {
-    let mut control = ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+    let control = ControlClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES);
     let (heard, failed) = (AtomicBool::new(false), OnceLock::new());
     let mut reports =
         Box::pin(report(control.clone(), request.r#ref.clone(), Reporter::new(progress), &heard, &failed));
     let mut reports_ended = false;
     // In a block of its own: when it is left, the call is dropped.
     let answer = {
-        let mut solve = Box::pin(control.solve(request));
+        let mut solve = match dividable {
+            Some(dividable) => divided::solve(channel, request, dividable).boxed(),
+            None => undivided(control, request).boxed(),
+        };
         loop {
             tokio::select! {
                 answer = &mut solve => break Some(answer),
@@ -66,10 +75,17 @@ pub async fn solve(
         let _ = timeout(patience, reports).await;
     }
     match answer {
-        Some(Ok(response)) => Ok(response.into_inner().exporter_response),
+        Some(Ok(exported)) => Ok(exported),
         Some(Err(status)) => Err(SolveEnd::Refused { status, step: failed.get().cloned() }),
         None => Err(SolveEnd::Cancelled),
     }
+}
+
+async fn undivided(
+    mut control: ControlClient<Channel>,
+    request: SolveRequest,
+) -> Result<HashMap<String, String>, Status> {
+    control.solve(request).await.map(|response| response.into_inner().exporter_response)
 }
 
 /// Hands every status on until the stream ends.

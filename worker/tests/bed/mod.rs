@@ -13,7 +13,7 @@ use std::{
 
 use kiln_common::{
     AttemptId, BuildSpec, EmulationPolicy, Grade,
-    context::{ChunkId, ChunkRef, ContextDigest, Entry, EntryKind, ManifestEncoder},
+    context::{ChunkId, ChunkRef, ContextDigest, Entry, EntryKind, ManifestEncoder, compare_paths},
     spec::{Dockerfile, ImageDescriptor, PlatformRequest},
 };
 use kiln_proto::v1::{ProgressEntry, progress_entry::Event};
@@ -62,17 +62,23 @@ pub fn fresh_repository(registry: &str) -> String {
     format!("{registry}/engine/{}", AttemptId::generate().to_string().replace('-', ""))
 }
 
-/// A tree of text files.
+/// A tree of text files, with the folders that they are in.
 pub async fn tree(files: &[(&str, &str)]) -> Arc<ContextTree> {
     let mut source = MemorySource::default();
-    let mut encoder = ManifestEncoder::default();
-    let mut files = files.to_vec();
-    files.sort_unstable();
+    let folders: BTreeSet<&str> = files.iter().filter_map(|(path, _)| Some(path.rsplit_once('/')?.0)).collect();
+    let mut entries: Vec<Entry> = folders
+        .into_iter()
+        .map(|path| Entry { path: path.into(), kind: EntryKind::Directory, mode: 0o755, mtime_ns: 0 })
+        .collect();
     for (path, text) in files {
-        let chunk = |text: &str| ChunkRef { id: source.insert(text.as_bytes().to_vec()), len: text.len() as u32 };
+        let chunk = |text: &&str| ChunkRef { id: source.insert(text.as_bytes().to_vec()), len: text.len() as u32 };
         let chunks = Some(text).filter(|text| !text.is_empty()).map(chunk).into_iter().collect();
-        let entry = Entry { path: path.into(), kind: EntryKind::File(chunks), mode: 0o644, mtime_ns: 0 };
-        if let Some(chunk) = encoder.push(&entry).expect("valid") {
+        entries.push(Entry { path: (*path).into(), kind: EntryKind::File(chunks), mode: 0o644, mtime_ns: 0 });
+    }
+    entries.sort_by(|one, other| compare_paths(&one.path, &other.path));
+    let mut encoder = ManifestEncoder::default();
+    for entry in &entries {
+        if let Some(chunk) = encoder.push(entry).expect("valid") {
             source.insert(chunk.bytes);
         }
     }
@@ -142,6 +148,17 @@ impl Seen {
             Event::Vertex(_) | Event::Status(_) | Event::Warning(_) => None,
         });
         lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// How many of the client's sources of this name the engine asked for.
+    pub fn transfers_of(&self, directory: &str) -> usize {
+        let entries = self.0.lock().expect("no panic");
+        let names = [format!("transferring {directory}:"), format!("transferring {directory}")];
+        let transfers = entries.iter().filter_map(|entry| match entry.event.as_ref()? {
+            Event::Status(status) if names.contains(&status.id) || names.contains(&status.name) => Some(&status.vertex),
+            Event::Status(_) | Event::Line(_) | Event::Vertex(_) | Event::Warning(_) => None,
+        });
+        transfers.collect::<BTreeSet<_>>().len()
     }
 
     /// Whether the engine asked for a directory of the client's.

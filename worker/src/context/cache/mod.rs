@@ -85,7 +85,7 @@ impl ChunkCache {
         let (segment, offset) = self.state().find(chunk.id)?;
         let bytes = segment.read(offset, chunk);
         if bytes.is_none() {
-            self.state().places.remove(&short(chunk.id));
+            self.state().places.remove(&chunk.id.short());
         }
         bytes
     }
@@ -107,7 +107,7 @@ impl ChunkCache {
         let mut buffer = Vec::with_capacity(new.iter().map(|(_, bytes)| bytes.len() + segment::HEAD_BYTES).sum());
         let mut places = Vec::with_capacity(new.len());
         for (id, bytes) in new {
-            places.push((short(*id), Place { segment: segment.number(), offset }));
+            places.push((id.short(), Place { segment: segment.number(), offset }));
             offset += segment::put_record(&mut buffer, *id, bytes);
         }
         segment.append(&buffer)?;
@@ -164,14 +164,14 @@ impl ChunkCache {
 
 impl State {
     fn find(&self, id: ChunkId) -> Option<(Arc<Segment>, u32)> {
-        let place = self.places.get(&short(id))?;
+        let place = self.places.get(&id.short())?;
         let index = self.segments.binary_search_by_key(&place.segment, |segment| segment.number()).ok()?;
         Some((self.segments[index].clone(), place.offset))
     }
 
     fn load(&mut self, directory: &Path, number: u64) {
         let loaded = Segment::load(directory, number, |id, offset| {
-            self.places.insert(short(id), Place { segment: number, offset });
+            self.places.insert(id.short(), Place { segment: number, offset });
         });
         match loaded {
             Ok(segment) => {
@@ -181,12 +181,6 @@ impl State {
             Err(error) => tracing::warn!(%error, number, "leaving out a segment of the context cache"),
         }
     }
-}
-
-fn short(id: ChunkId) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&id.as_bytes()[..8]);
-    u64::from_le_bytes(first)
 }
 
 #[cfg(test)]

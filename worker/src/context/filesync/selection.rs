@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use kiln_common::context::{
-    ChunkRef, Entry, EntryKind, Manifest, compare_paths,
+    ChunkId, ChunkRef, Entry, EntryKind, Manifest, compare_paths,
     filter::{Filter, Verdict},
     follow_links,
     pattern::InvalidPattern,
@@ -64,16 +64,41 @@ impl Selected {
         selected
     }
 
+    /// Names what was chosen: paths, kinds, modes, times and contents.
+    pub(super) fn holds(&self, manifest: &Manifest) -> ChunkId {
+        let mut text = Vec::new();
+        for index in &self.entries {
+            let entry = &manifest.entries()[*index as usize];
+            text.extend_from_slice(entry.path.as_bytes());
+            text.push(0);
+            text.extend_from_slice(&entry.mode.to_le_bytes());
+            text.extend_from_slice(&entry.mtime_ns.to_le_bytes());
+            let (kind, target): (u8, &str) = match &entry.kind {
+                EntryKind::Directory => (0, ""),
+                EntryKind::File(_) => (1, ""),
+                EntryKind::Symlink(target) => (2, target),
+                EntryKind::HardLink(target) => (3, target),
+            };
+            text.push(kind);
+            text.extend_from_slice(target.as_bytes());
+            text.push(0);
+            let chunks = contents(manifest, entry).unwrap_or_default();
+            text.extend_from_slice(&(chunks.len() as u64).to_le_bytes());
+            chunks.iter().for_each(|chunk| text.extend_from_slice(chunk.id.as_bytes()));
+        }
+        ChunkId::of(&text)
+    }
+
     fn push(&mut self, manifest: &Manifest, index: u32, entry: &Entry) {
         self.entries.push(index);
         if let EntryKind::HardLink(target) = &entry.kind
-            && !self.holds(manifest, target)
+            && !self.contains(manifest, target)
         {
             self.promoted.entry(target.clone()).or_insert(index);
         }
     }
 
-    fn holds(&self, manifest: &Manifest, path: &str) -> bool {
+    fn contains(&self, manifest: &Manifest, path: &str) -> bool {
         let compare = |index: &u32| compare_paths(&manifest.entries()[*index as usize].path, path);
         self.entries.binary_search_by(compare).is_ok()
     }

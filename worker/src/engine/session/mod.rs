@@ -37,7 +37,10 @@ use tokio_util::{
 use tonic::transport::{Channel, Server, server::Connected};
 
 use self::served::Builds;
-pub use self::{pool::Sessions, served::Served};
+pub use self::{
+    pool::{Lease, Sessions},
+    served::Served,
+};
 use super::{
     EngineError,
     address::Protocol,

@@ -21,8 +21,8 @@ use crate::engine::{EngineError, transport::Dialer};
 
 /// How long a session waits for its next build.
 const IDLE: Duration = Duration::from_secs(120);
-/// How many do.
-const IDLE_SESSIONS: usize = 8;
+/// How many do: a few builds', each with the parts of its context.
+const IDLE_SESSIONS: usize = 24;
 
 /// The sessions with one engine.
 pub struct Sessions {

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     context::FileSyncService,
-    engine::job::{AgentDialer, RegistryCredential},
+    engine::job::{AgentDialer, NoAgents, RegistryCredential},
 };
 
 /// What one build gives out.
@@ -33,6 +33,18 @@ pub struct Served {
 pub struct Identity(ChunkId);
 
 impl Served {
+    /// Directories alone.
+    pub fn directories(filesync: FileSyncService, shared_key: String) -> Self {
+        Self {
+            filesync,
+            secrets: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+            ssh_ids: Vec::new(),
+            agents: Arc::new(NoAgents),
+            shared_key,
+        }
+    }
+
     /// `None` where a build gives out what is its own: its client's ssh agents.
     pub fn identity(&self, salt: &[u8]) -> Option<Identity> {
         if !self.ssh_ids.is_empty() {
@@ -41,10 +53,11 @@ impl Served {
         let mut all = Text(Zeroizing::default());
         all.put(salt);
         all.put(self.shared_key.as_bytes());
-        all.count(self.filesync.trees().len());
-        for (name, tree) in self.filesync.trees() {
+        let trees = self.filesync.names();
+        all.count(trees.len());
+        for (name, holds) in &trees {
             all.put(name.as_bytes());
-            all.put(tree.digest().as_ref().map_or(&[][..], |digest| digest.0.as_bytes()));
+            all.put(holds.as_ref().map_or(&[][..], |holds| holds.as_bytes()));
         }
         all.count(self.secrets.len());
         for (id, value) in &self.secrets {
