@@ -5,7 +5,7 @@ mod support;
 use std::{collections::HashMap, sync::atomic::Ordering};
 
 use kiln_proto::v1::{self, coordinator_message::Message as Down};
-use support::{Farm, request, soon};
+use support::{Farm, request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_goes_from_submit_to_succeeded_and_its_secrets_reach_its_worker_alone() {
@@ -25,35 +25,16 @@ async fn a_build_goes_from_submit_to_succeeded_and_its_secrets_reach_its_worker_
     for assignment in both {
         assert_eq!(assignment.build_id, build.id);
         assert_eq!(assignment.secrets["npm"], b"hunter2");
-        log_a_line(&mut worker, &assignment.attempt_id).await;
+        worker.log_a_line(&assignment.attempt_id).await;
         session.succeed(&assignment.attempt_id).await;
     }
     let done = people.finished(&build.id).await;
     assert_eq!(done.state(), v1::BuildState::Succeeded, "{}", done.message);
     assert_eq!(done.published_tags, ["r.example/team/app:1"]);
     assert_eq!(farm.publisher.published.load(Ordering::SeqCst), 1);
-    assert_eq!(logged_lines(&mut people, &build.id).await, 2);
+    assert_eq!(people.logged_lines(&build.id).await, 2);
     let kept = std::fs::read(directory.path().join("kiln.redb")).expect("the store");
     assert!(!kept.windows(7).any(|window| window == b"hunter2"), "no secret in the clear");
-}
-
-async fn log_a_line(worker: &mut support::Worker, attempt: &str) {
-    let line = v1::LogLine { text: b"hello".to_vec(), ..Default::default() };
-    let entry = v1::ProgressEntry { event: Some(v1::progress_entry::Event::Line(line)), ..Default::default() };
-    let batch = v1::LogBatch { attempt_id: attempt.to_owned(), first_sequence: 0, entries: vec![entry] };
-    let mut acks = worker.calls.logs(tokio_stream::iter([batch])).await.expect("a log stream").into_inner();
-    let ack = soon("an acknowledgement", acks.message()).await.expect("no error").expect("one");
-    assert_eq!(ack.next_sequence, 1);
-}
-
-async fn logged_lines(people: &mut support::People, build: &str) -> usize {
-    let request = v1::LogsRequest { id: build.to_owned(), follow: true, ..Default::default() };
-    let mut logs = people.builds.logs(request).await.expect("logs").into_inner();
-    let mut lines = 0;
-    while let Some(batch) = soon("the end of the logs", logs.message()).await.expect("no error") {
-        lines += batch.entries.len();
-    }
-    lines
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -207,6 +207,17 @@ impl People {
         }
         last.expect("at least the build as it is")
     }
+
+    /// How many entries the build's log has once it has ended.
+    pub async fn logged_lines(&mut self, build: &str) -> usize {
+        let request = v1::LogsRequest { id: build.to_owned(), follow: true, ..Default::default() };
+        let mut logs = self.builds.logs(request).await.expect("logs").into_inner();
+        let mut lines = 0;
+        while let Some(batch) = soon("the end of the logs", logs.message()).await.expect("no error") {
+            lines += batch.entries.len();
+        }
+        lines
+    }
 }
 
 pub fn request(platforms: &[&str]) -> v1::SubmitRequest {
@@ -291,6 +302,16 @@ impl Worker {
         let config = tls::client_config(tls::Trust::Ca(self.ca.clone()), Some(self.identity.clone())).expect("TLS");
         let channel = Dialer::new(&[endpoint], config).expect("an address").channel().expect("a channel");
         self.calls = WorkerServiceClient::new(channel);
+    }
+
+    /// Sends one line of an attempt's log, its first.
+    pub async fn log_a_line(&mut self, attempt: &str) {
+        let line = v1::LogLine { text: b"hello".to_vec(), ..Default::default() };
+        let entry = v1::ProgressEntry { event: Some(v1::progress_entry::Event::Line(line)), ..Default::default() };
+        let batch = v1::LogBatch { attempt_id: attempt.to_owned(), first_sequence: 0, entries: vec![entry] };
+        let mut acks = self.calls.logs(tokio_stream::iter([batch])).await.expect("a log stream").into_inner();
+        let ack = soon("an acknowledgement", acks.message()).await.expect("no error").expect("one");
+        assert_eq!(ack.next_sequence, 1);
     }
 
     pub async fn session(&mut self, platforms: &[&str], attempts: &[String]) -> Session {
