@@ -92,12 +92,14 @@ pub async fn online_workers(coordinator: &Coordinator) -> anyhow::Result<u32> {
     Ok(coordinator.calls().farm.get_info(GetInfoRequest {}).await?.into_inner().online_workers)
 }
 
-/// Each from one of a hundred projects, so that fairness and affinity have something to weigh.
+/// Each from one of a hundred projects, so that fairness and affinity have something to weigh, and no two the same: a leg
+/// that is in flight already would be shared, and no worker would get it.
 fn request(number: u32) -> SubmitRequest {
     let spec = BuildSpec {
         dockerfile: Some(Dockerfile::DockerfileInline("FROM scratch\nCOPY . /\n".into())),
         platforms: vec![PlatformRequest { platform: "linux/amd64".into(), optional: false }],
         tags: vec![format!("registry.example/team/app-{}:{number}", number % 100)],
+        build_args: [("NUMBER".to_owned(), number.to_string())].into(),
         ..Default::default()
     };
     SubmitRequest { spec: Some(spec), ..Default::default() }
