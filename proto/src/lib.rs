@@ -4,6 +4,7 @@
 //! Nobody outside this crate reads a generated [`v1::BuildSpec`]; progress entries alone pass through as they are,
 //! because nobody decides anything by them.
 
+mod codec;
 pub mod convert;
 mod protocol;
 pub mod status;

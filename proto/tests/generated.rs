@@ -21,6 +21,7 @@ fn generated_code_is_current() {
     assert_fields_are_documented(&descriptors);
     tonic_prost_build::configure()
         .out_dir(out.path())
+        .codec_path("crate::codec::Codec")
         .bytes(".kiln.v1.Chunk.data")
         .compile_fds(descriptors)
         .expect("code generates");
