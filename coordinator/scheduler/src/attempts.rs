@@ -63,10 +63,9 @@ impl Scheduler {
         self.set_state(at, TaskState::Running);
         let now = self.now;
         for task in std::iter::once(at).chain(self.followers(at)) {
-            if let Some(attempt) = &mut self.tasks[task].record_mut().attempt {
+            if let Some(attempt) = &mut self.change_task(task).attempt {
                 attempt.started_at = Some(now);
             }
-            self.changed_task(task);
             self.begin_build_of(task);
         }
     }
@@ -151,14 +150,14 @@ impl Scheduler {
         let task = &mut self.tasks[at];
         let (worker, platform) = (task.worker()?, task.platform);
         task.place = Place::Nowhere;
-        let attempt = task.record_mut().attempt.as_mut()?;
+        let attempt = self.change_task(at).attempt.as_mut()?;
         attempt.finished_at = Some(now);
-        self.farm.platforms[platform.0 as usize].live[grade_index(attempt.grade)] -= 1;
+        let (id, grade) = (attempt.id, attempt.grade);
+        self.farm.platforms[platform.0 as usize].live[grade_index(grade)] -= 1;
         let entry = &mut self.farm.workers[worker];
-        entry.attempts.remove(attempt.id);
+        entry.attempts.remove(id);
         entry.settle_excess();
         self.freed(worker);
-        self.changed_task(at);
         Some(worker)
     }
 
@@ -236,7 +235,8 @@ impl Scheduler {
     /// The farm failed the task: again elsewhere, later or at once, until its retries are used up.
     pub(crate) fn try_again(&mut self, at: TaskIx, worker: WorkerIx, message: String, back_off: bool) {
         let failed_on = self.farm.workers[worker].id;
-        let record = self.tasks[at].record_mut();
+        self.tasks[at].tried = true;
+        let record = self.change_task(at);
         if !record.avoid.contains(&failed_on) {
             record.avoid.push(failed_on);
         }

@@ -104,16 +104,18 @@ impl Scheduler {
     /// Hands the legs to the publisher; again after a restart, under the same number.
     pub(crate) fn publish(&mut self, at: BuildIx) {
         let build = &self.builds[at];
-        let legs = build.tasks.iter().filter_map(|task| {
+        let done = build.tasks.iter().filter_map(|task| {
             let record = &self.tasks[*task].record;
             let (TaskState::Succeeded { image }, Some(attempt)) = (&record.state, &record.attempt) else { return None };
             Some(Leg { platform: record.platform.clone(), image: Arc::clone(image), grade: attempt.grade })
         });
+        let mut legs = Vec::with_capacity(build.tasks.len());
+        legs.extend(done);
         let job = PublishJob {
             build: build.record.id,
             publish: build.record.publishes,
             spec: build.record.spec.clone(),
-            legs: legs.collect(),
+            legs,
             earlier: build.record.published.clone(),
         };
         self.act(Effect::Publish(Box::new(job)));
@@ -302,7 +304,8 @@ impl Scheduler {
         for task in self.builds[at].tasks.clone() {
             let is_done = matches!(self.tasks[task].record.state, TaskState::Succeeded { .. });
             if !is_done || self.mutation == Mutation::RebuildFinishedLegs {
-                let record = self.tasks[task].record_mut();
+                self.tasks[task].tried = false;
+                let record = self.change_task(task);
                 record.attempts = 0;
                 record.avoid.clear();
                 self.begin_waiting(task);

@@ -73,8 +73,8 @@ impl Scheduler {
     pub(crate) fn reason_for(&self, at: TaskIx, worker: WorkerIx, grade: Grade, why: &str) -> Arc<str> {
         let task = &self.tasks[at];
         let reason = match grade {
-            Grade::Native if why.is_empty() => return "native worker".into(),
-            Grade::Native => "native worker".to_owned(),
+            Grade::Native if why.is_empty() => return Arc::clone(&self.native_reason),
+            Grade::Native => self.native_reason.to_string(),
             Grade::Compat => format!("runs {} in the CPU's 32-bit mode", task.record.platform),
             Grade::Emulated => self.reason_to_emulate(at, worker),
         };

@@ -55,6 +55,8 @@ pub(crate) struct Task {
     pub(crate) build: BuildIx,
     pub(crate) platform: PlatformIx,
     pub(crate) place: Place,
+    /// It has been on a worker, or is to avoid one: placement looks at the record.
+    pub(crate) tried: bool,
     pub(crate) dirty: bool,
 }
 
@@ -77,10 +79,6 @@ impl Build {
 }
 
 impl Task {
-    pub(crate) fn record_mut(&mut self) -> &mut TaskRecord {
-        Arc::make_mut(&mut self.record)
-    }
-
     /// The worker of its live attempt.
     pub(crate) const fn worker(&self) -> Option<WorkerIx> {
         match self.place {

@@ -289,6 +289,7 @@ pub fn check_work_conserving(s: &Scheduler) -> Result<(), Violation> {
 /// A task is tried so often and no more.
 pub fn check_tries(s: &Scheduler) -> Result<(), Violation> {
     s.tasks.iter().try_for_each(|(_, task)| {
+        hold("who was tried is known", task.tried == task.record.is_tried(), || format!("{task:?}"))?;
         hold("tries are bounded", task.record.attempts <= s.config.retries_per_task + 1, || {
             format!("{:?}", task.record)
         })

@@ -117,10 +117,16 @@ impl Scheduler {
 
     /// The platform's lane that is due first after those that were tried, of those that the worker is able to serve.
     fn next_lane(&self, platform: PlatformIx, worker: WorkerIx, tried: Option<(Tag, LaneIx)>) -> Option<Listed> {
-        let lanes = self.queue.platform(platform)?.lanes.iter();
-        let open = lanes.filter(|listed| tried < Some((listed.due, listed.lane)));
-        let able = open.filter(|listed| self.farm.selectors.get(listed.selector).members.contains(worker));
-        able.min_by_key(|listed| (listed.due, listed.lane)).copied()
+        let mut first: Option<&Listed> = None;
+        for listed in &self.queue.platform(platform)?.lanes {
+            let key = (listed.due, listed.lane);
+            let is_earlier = first.is_none_or(|first| key < (first.due, first.lane));
+            // Few are earlier than all before them: only those are looked up.
+            if is_earlier && tried < Some(key) && self.farm.selectors.get(listed.selector).members.contains(worker) {
+                first = Some(listed);
+            }
+        }
+        first.copied()
     }
 
     /// What the lane has for this worker now, if anything.
@@ -145,8 +151,11 @@ impl Scheduler {
 
     /// Whether this worker is none that the task avoids, or there is no other.
     pub(crate) fn suits(&self, task: TaskIx, worker: WorkerIx) -> bool {
-        let (task, entry) = (&self.tasks[task], &self.farm.workers[worker]);
-        let record = &task.record;
+        let task = &self.tasks[task];
+        if !task.tried {
+            return true;
+        }
+        let (record, entry) = (&task.record, &self.farm.workers[worker]);
         if entry.condition.canary && record.attempts > 0 {
             return false;
         }
@@ -277,6 +286,7 @@ impl Scheduler {
         }
         let task = &mut self.tasks[at];
         task.place = Place::On(worker);
+        task.tried = true;
         let build = &self.builds[task.build];
         let deadline = build.deadline;
         let dispatch = Dispatch {
@@ -292,12 +302,16 @@ impl Scheduler {
             deadline,
             time_left: deadline.since(now),
         };
-        let record = task.record_mut();
+        let place = &mut self.farm.platforms[task.platform.0 as usize];
+        place.live[grade_index(grade)] += 1;
+        place.cursors[grade_index(grade)] = worker.0 + 1;
+        let (id, worker_name) = (entry.id, entry.name.clone());
+        let record = self.set_state(at, TaskState::Assigned);
         record.attempts += 1;
         record.attempt = Some(AttemptRecord {
             id: attempt,
-            worker: entry.id,
-            worker_name: entry.name.clone(),
+            worker: id,
+            worker_name,
             grade,
             reason,
             assigned_at: now,
@@ -306,10 +320,6 @@ impl Scheduler {
             deadline: Some(deadline),
             began_for: None,
         });
-        let place = &mut self.farm.platforms[task.platform.0 as usize];
-        place.live[grade_index(grade)] += 1;
-        place.cursors[grade_index(grade)] = worker.0 + 1;
-        self.set_state(at, TaskState::Assigned);
         self.act(Effect::Dispatch(Box::new(dispatch)));
         self.gather(at);
         if self.mutation == Mutation::DispatchTwice && self.tasks[at].record.attempts == 1 {

@@ -119,6 +119,13 @@ pub struct TaskRecord {
     pub revision: u64,
 }
 
+impl TaskRecord {
+    /// Whether it has been on a worker since its build began (again), or is to avoid one.
+    pub(crate) const fn is_tried(&self) -> bool {
+        self.attempts > 0 || !self.avoid.is_empty()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskState {

@@ -20,6 +20,7 @@ use crate::{
     history::History,
     mutation::Mutation,
     queue::Queue,
+    record::TaskRecord,
     rng::Rng,
     sharing::alike::Alike,
     slab::{BuildIx, PlatformIx, Slab, TaskIx, WorkerIx},
@@ -53,6 +54,8 @@ pub struct Scheduler {
     pub(crate) finals: VecDeque<(Timestamp, BuildId)>,
     pub(crate) timers: Timers,
     pub(crate) review_at: Option<Timestamp>,
+    /// What almost every attempt's record gives as its reason, once for all of them.
+    pub(crate) native_reason: Arc<str>,
     pub(crate) turn: Turn,
 }
 
@@ -102,6 +105,7 @@ impl Scheduler {
             finals: VecDeque::new(),
             timers: Timers::default(),
             review_at: None,
+            native_reason: "native worker".into(),
             turn: Turn::default(),
         }
     }
@@ -206,7 +210,6 @@ impl Scheduler {
         for at in self.turn.tasks.drain(..) {
             if let Some(task) = self.tasks.get_mut(at) {
                 task.dirty = false;
-                task.record_mut().revision += 1;
                 effects.push(Effect::PutTask(Arc::clone(&task.record)));
             }
         }
@@ -232,13 +235,15 @@ impl Scheduler {
         }
     }
 
-    /// The task's record changed.
-    pub(crate) fn changed_task(&mut self, at: TaskIx) {
+    /// The task's record, which is about to change: it is given out once the turn is over, under its next revision.
+    pub(crate) fn change_task(&mut self, at: TaskIx) -> &mut TaskRecord {
         let task = &mut self.tasks[at];
-        if !task.dirty {
-            task.dirty = true;
+        let record = Arc::make_mut(&mut task.record);
+        if !std::mem::replace(&mut task.dirty, true) {
+            record.revision += 1;
             self.turn.tasks.push(at);
         }
+        record
     }
 
     /// The worker's record changed.

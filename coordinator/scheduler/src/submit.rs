@@ -173,8 +173,9 @@ impl Scheduler {
         let platform = self.farm.intern(&record.platform);
         record.platform = self.farm.entry(platform).platform.clone();
         self.builds[build].legs.add(record.required, &record.state);
-        let at =
-            self.tasks.insert(Task { record: Arc::new(record), build, platform, place: Place::Nowhere, dirty: false });
+        let tried = record.is_tried();
+        let record = Arc::new(record);
+        let at = self.tasks.insert(Task { record, build, platform, place: Place::Nowhere, tried, dirty: false });
         self.builds[build].tasks.push(at);
     }
 

@@ -6,19 +6,20 @@ use crate::{
     entity::Place,
     mutation::Mutation,
     queue::lane::{LaneKey, Mode, Order, Waiting},
-    record::TaskState,
+    record::{TaskRecord, TaskState},
     scheduler::Scheduler,
     slab::TaskIx,
     timers::Timer,
 };
 
 impl Scheduler {
-    /// Every change of a task's state goes through here: its build's legs are counted.
-    pub(crate) fn set_state(&mut self, at: TaskIx, state: TaskState) {
-        let task = &mut self.tasks[at];
+    /// Every change of a task's state goes through here: its build's legs are counted. Gives its record, for what else changes.
+    pub(crate) fn set_state(&mut self, at: TaskIx, state: TaskState) -> &mut TaskRecord {
+        let task = &self.tasks[at];
         self.builds[task.build].legs.change(task.record.required, &task.record.state, &state);
-        task.record_mut().state = state;
-        self.changed_task(at);
+        let record = self.change_task(at);
+        record.state = state;
+        record
     }
 
     /// The task waits from now on: for a worker, or for an identical leg that has one.

@@ -94,10 +94,10 @@ impl Scheduler {
         let has_started = attempt.as_ref().is_some_and(|attempt| attempt.started_at.is_some());
         let task = &mut self.tasks[at];
         task.place = Place::Behind(leader);
-        let record = task.record_mut();
+        task.tried = true;
+        let record = self.set_state(at, state);
         record.attempts += 1;
         record.attempt = attempt;
-        self.set_state(at, state);
         if has_started {
             self.begin_build_of(at);
         }
@@ -114,7 +114,7 @@ impl Scheduler {
         let task = &mut self.tasks[at];
         if let Place::Behind(_) = task.place {
             task.place = Place::Nowhere;
-            if let Some(attempt) = &mut task.record_mut().attempt {
+            if let Some(attempt) = &mut self.change_task(at).attempt {
                 attempt.finished_at = Some(now);
             }
         }
@@ -132,11 +132,11 @@ impl Scheduler {
         };
         let (now, state) = (self.now, self.tasks[at].record.state.clone());
         self.tasks[at].place = Place::Nowhere;
-        if let Some(attempt) = &mut self.tasks[at].record_mut().attempt {
+        if let Some(attempt) = &mut self.change_task(at).attempt {
             attempt.finished_at = Some(now);
-            self.farm.workers[worker].attempts.pass(attempt.id, *heir);
+            let attempt = attempt.id;
+            self.farm.workers[worker].attempts.pass(attempt, *heir);
         }
-        self.changed_task(at);
         self.tasks[*heir].place = Place::On(worker);
         self.set_state(*heir, state);
         let (with, build) = (self.tasks[*heir].record.id, self.tasks[*heir].record.build);
