@@ -5,11 +5,16 @@
 //! farm says that it noticed. `KILN_FARM_SOAK=SECONDS` goes on with faults at random for so long (12 in CI),
 //! `KILN_FARM_SEED` replays which.
 
+#[path = "../simulation/chance.rs"]
+#[allow(dead_code, reason = "the simulation uses all of it")]
+mod chance;
+
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
+use chance::Chance;
 use harness::{Bed, Cluster, bed::EngineKind, calls::Calls, network::Network, process, registry};
 use kiln_proto::v1::{Build, BuildState, Task, TaskState, Worker, WorkerState};
 
@@ -66,7 +71,7 @@ impl Farm {
     }
 
     /// A build for three platforms whose steps say `begun-STAMP-PLATFORM`, sleep, and leave a file.
-    fn submit(&self, lane: usize, name: &str, seconds: u32) -> Running {
+    fn submit(&self, lane: usize, name: &str, seconds: u64) -> Running {
         let stamp = format!("{}-{lane}-{name}", self.stamp);
         let dockerfile = format!(
             "FROM busybox\nARG TARGETPLATFORM\n\
@@ -208,7 +213,7 @@ async fn anything_goes(farm: &Farm) {
         |name: &str, usual: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual);
     let (seconds, seed) = (variable("KILN_FARM_SOAK", 12), variable("KILN_FARM_SEED", u64::from(std::process::id())));
     eprintln!("KILN_FARM_SEED={seed} KILN_FARM_SOAK={seconds}");
-    let mut chance = Chance(seed);
+    let mut chance = Chance::new(seed);
     let (until, mut running) = (Instant::now() + Duration::from_secs(seconds), Vec::new());
     let mut number = 0;
     while Instant::now() < until {
@@ -216,8 +221,8 @@ async fn anything_goes(farm: &Farm) {
             running.push(farm.submit(number % LANES, &format!("any-{number}"), 1 + chance.below(3)));
             number += 1;
         }
-        let worker = chance.below(2 * LANES as u32) as usize;
-        let moment = Duration::from_millis(200 + u64::from(chance.below(1500)));
+        let worker = chance.below(2 * LANES as u64) as usize;
+        let moment = Duration::from_millis(chance.between(200, 1700));
         match chance.below(5) {
             0 | 1 => {
                 farm.cluster.worker(worker, process::Process::freeze);
@@ -242,19 +247,6 @@ async fn anything_goes(farm: &Farm) {
     }
     for running in &running {
         farm.finish(running).await;
-    }
-}
-
-/// SplitMix64.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, end: u32) -> u32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        u32::try_from((z ^ (z >> 31)) % u64::from(end)).expect("below a u32")
     }
 }
 
