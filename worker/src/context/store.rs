@@ -251,7 +251,7 @@ impl Drop for Flight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::MemorySource;
+    use crate::context::{ChunkStream, MemorySource};
 
     fn source(count: usize) -> (MemorySource, Vec<ChunkRef>) {
         let mut source = MemorySource::default();
@@ -298,23 +298,46 @@ mod tests {
         assert!(store.flights().is_empty());
     }
 
+    /// Gives nothing before it is opened.
+    struct Gate {
+        source: MemorySource,
+        open: CancellationToken,
+    }
+
+    #[async_trait::async_trait]
+    impl ChunkSource for Gate {
+        async fn fetch(&self, ids: &[ChunkId]) -> Result<ChunkStream, SourceError> {
+            self.open.cancelled().await;
+            self.source.fetch(ids).await
+        }
+    }
+
     #[tokio::test]
     async fn tasks_that_need_the_same_chunks_at_once_fetch_them_once() {
         let directory = tempfile::tempdir().expect("dir");
         let (source, chunks) = source(200);
-        let (source, store) = (Arc::new(source), store(directory.path()).await);
+        let (gate, store) = (Gate { source, open: CancellationToken::new() }, store(directory.path()).await);
+        let gate = Arc::new(gate);
         let tasks: Vec<_> = (0..8)
             .map(|_| {
-                let (store, source, chunks) = (store.clone(), source.clone(), chunks.clone());
-                tokio::spawn(async move {
-                    store.read(source.as_ref(), &chunks, Keep::AskedAgain).await.expect("reads").len()
-                })
+                let (store, gate, chunks) = (store.clone(), gate.clone(), chunks.clone());
+                tokio::spawn(
+                    async move { store.read(gate.as_ref(), &chunks, Keep::AskedAgain).await.expect("reads").len() },
+                )
             })
             .collect();
+        let is_awaited = || {
+            let flights = store.flights();
+            flights.len() == 200 && flights.values().all(|flight| flight.awaited)
+        };
+        while !is_awaited() {
+            tokio::task::yield_now().await;
+        }
+        gate.open.cancel();
         for task in tasks {
             assert_eq!(task.await.expect("joins"), 200);
         }
-        assert_eq!(source.chunks_fetched(), 200);
+        assert_eq!(gate.source.chunks_fetched(), 200);
         assert!(store.flights().is_empty());
     }
 

@@ -5,12 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use bollard_buildkit_proto::pb::{
-    Definition, ExecOp, FileOp, Op, OpMetadata, SourceOp, file_action::Action, op::Op as Kind,
-};
 use kiln_common::limits;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
+
+use super::llb::{Definition, Op, SourceMap};
 
 /// BuildKit's `solver/pb/attr.go`.
 const SESSION: &str = "local.session";
@@ -38,9 +37,7 @@ impl Division {
         let mut readers = BTreeMap::new();
         for bytes in &definition.def {
             let op = Op::decode(bytes.as_slice()).ok()?;
-            if let Some(Kind::Source(source)) = &op.op
-                && source.identifier == identifier
-            {
+            if op.source.as_ref().is_some_and(|source| source.identifier == identifier) {
                 // A second one means that somebody divided already. What is decoded must be all that there was.
                 if found.is_some() || op.encoded_len() != bytes.len() {
                     return None;
@@ -52,7 +49,7 @@ impl Division {
                 if op.inputs[input + 1..].iter().any(|input| input.digest == *source) {
                     return None;
                 }
-                readers.insert(digest(bytes), paths_read(op.op.as_ref()?, i64::try_from(input).ok()?)?);
+                readers.insert(digest(bytes), paths_read(&op, i64::try_from(input).ok()?)?);
             }
         }
         let (source, op) = found?;
@@ -114,7 +111,7 @@ impl Division {
 
     fn part(&self, paths: &Paths, session: &str) -> Option<Op> {
         let mut op = self.op.clone();
-        let Some(Kind::Source(SourceOp { attrs, .. })) = &mut op.op else { return None };
+        let attrs = &mut op.source.as_mut()?.attrs;
         attrs.insert(SESSION.to_owned(), session.to_owned());
         attrs.insert(FOLLOW_PATHS.to_owned(), serde_json::to_string(paths).ok()?);
         // Where the engine keeps what it has of this part: not in the place of another one.
@@ -128,29 +125,17 @@ impl Division {
 }
 
 /// What a step reads of its input with this index; `None` when that is all of it, or cannot be told.
-fn paths_read(step: &Kind, input: i64) -> Option<Paths> {
-    let paths: Option<Paths> = match step {
-        Kind::File(FileOp { actions }) => {
-            let of_input = actions.iter().filter(|action| action.input == input || action.secondary_input == input);
-            of_input
-                .map(|action| match &action.action {
-                    Some(Action::Copy(copy))
-                        if action.input != input
-                            && copy.include_patterns.is_empty()
-                            && copy.exclude_patterns.is_empty() =>
-                    {
-                        plain_path(&copy.src)
-                    }
-                    _ => None,
-                })
-                .collect()
-        }
-        Kind::Exec(ExecOp { mounts, .. }) => {
-            let of_input = mounts.iter().filter(|mount| mount.input == input);
-            of_input.map(|mount| if mount.readonly { plain_path(&mount.selector) } else { None }).collect()
-        }
-        Kind::Source(_) | Kind::Build(_) | Kind::Merge(_) | Kind::Diff(_) => None,
-    };
+fn paths_read(step: &Op, input: i64) -> Option<Paths> {
+    let mounts = step.exec.iter().flat_map(|exec| &exec.mounts).filter(|mount| mount.input == input);
+    let mounted = mounts.map(|mount| if mount.readonly { plain_path(&mount.selector) } else { None });
+    let actions = step.file.iter().flat_map(|file| &file.actions);
+    let actions = actions.filter(|action| action.input == input || action.secondary_input == input);
+    let copied = actions.map(|action| {
+        let copy = action.copy.as_ref().filter(|_| action.input != input)?;
+        let is_plain = copy.include_patterns.is_empty() && copy.exclude_patterns.is_empty();
+        if is_plain { plain_path(&copy.src) } else { None }
+    });
+    let paths: Option<Paths> = mounted.chain(copied).collect();
     paths.filter(|paths| !paths.is_empty())
 }
 
@@ -175,12 +160,7 @@ fn replace(op: &mut [u8], old: &str, new: &str) {
     }
 }
 
-fn keep_description(
-    metadata: &mut HashMap<String, OpMetadata>,
-    source: &mut Option<bollard_buildkit_proto::pb::Source>,
-    old: &str,
-    new: &str,
-) {
+fn keep_description(metadata: &mut HashMap<String, Vec<u8>>, source: &mut Option<SourceMap>, old: &str, new: &str) {
     if let Some(description) = metadata.get(old).cloned() {
         metadata.insert(new.to_owned(), description);
     }
@@ -193,18 +173,19 @@ fn keep_description(
 
 #[cfg(test)]
 mod tests {
-    use bollard_buildkit_proto::pb::{FileAction, FileActionCopy, Input, Mount};
-
-    use super::*;
+    use super::{
+        super::llb::{ExecOp, FileAction, FileActionCopy, FileOp, Input, Mount, SourceOp},
+        *,
+    };
 
     /// A definition made from its operations in order.
     #[derive(Default)]
     struct Steps(Vec<Vec<u8>>);
 
     impl Steps {
-        fn add(&mut self, kind: Option<Kind>, inputs: &[&str]) -> String {
+        fn add(&mut self, op: Op, inputs: &[&str]) -> String {
             let inputs = inputs.iter().map(|input| Input { digest: (*input).to_owned(), index: 0 }).collect();
-            let bytes = Op { inputs, op: kind, ..Op::default() }.encode_to_vec();
+            let bytes = Op { inputs, ..op }.encode_to_vec();
             let name = digest(&bytes);
             self.0.push(bytes);
             name
@@ -212,29 +193,29 @@ mod tests {
 
         fn source(&mut self, identifier: &str) -> String {
             let attrs = [(SHARED_KEY_HINT.to_owned(), "context".to_owned()), (SESSION.to_owned(), "whole".to_owned())];
-            self.add(Some(Kind::Source(SourceOp { identifier: identifier.to_owned(), attrs: attrs.into() })), &[])
+            let source = Some(SourceOp { identifier: identifier.to_owned(), attrs: attrs.into() });
+            self.add(Op { source, ..Op::default() }, &[])
         }
 
         fn copy(&mut self, base: &str, context: &str, paths: &[&str]) -> String {
             let actions = paths.iter().map(|path| FileAction {
                 input: 0,
                 secondary_input: 1,
-                action: Some(Action::Copy(FileActionCopy { src: (*path).to_owned(), ..Default::default() })),
-                ..Default::default()
+                copy: Some(FileActionCopy { src: (*path).to_owned(), ..Default::default() }),
             });
-            self.add(Some(Kind::File(FileOp { actions: actions.collect() })), &[base, context])
+            self.add(Op { file: Some(FileOp { actions: actions.collect() }), ..Op::default() }, &[base, context])
         }
 
         fn run(&mut self, base: &str, context: &str, path: &str) -> String {
             let mounts = vec![
-                Mount { input: 0, dest: "/".to_owned(), ..Mount::default() },
-                Mount { input: 1, selector: path.to_owned(), readonly: true, ..Mount::default() },
+                Mount { input: 0, ..Mount::default() },
+                Mount { input: 1, selector: path.to_owned(), readonly: true },
             ];
-            self.add(Some(Kind::Exec(ExecOp { mounts, ..ExecOp::default() })), &[base, context])
+            self.add(Op { exec: Some(ExecOp { mounts }), ..Op::default() }, &[base, context])
         }
 
         fn definition(mut self, last: &str) -> Definition {
-            self.add(None, &[last]);
+            self.add(Op::default(), &[last]);
             Definition { def: self.0, ..Definition::default() }
         }
     }
@@ -262,7 +243,7 @@ mod tests {
         let mounted = steps.run(&base, &context, "/assets");
         let copied = steps.copy(&mounted, &context, &["/src", "/go.mod"]);
         let mut definition = steps.definition(&copied);
-        definition.metadata.insert(copied.clone(), OpMetadata { ignore_cache: true, ..OpMetadata::default() });
+        definition.metadata.insert(copied.clone(), b"said".to_vec());
 
         let division = Division::of(&definition, "context").expect("two parts");
         let (assets, src) = (paths(&["assets"]), paths(&["go.mod", "src"]));
@@ -276,9 +257,7 @@ mod tests {
         let mut local = BTreeMap::new();
         for (name, op) in &ops {
             assert!(op.inputs.iter().all(|input| known.contains(&input.digest)), "a step lost its input");
-            if let Some(Kind::Source(source)) = &op.op
-                && source.identifier == "local://context"
-            {
+            if let Some(source) = op.source.as_ref().filter(|source| source.identifier == "local://context") {
                 local.insert(source.attrs[SESSION].as_str(), (name, source));
             }
         }
@@ -288,7 +267,7 @@ mod tests {
         let step = |at: usize| &ops[ops.len() - at];
         assert_eq!(step(3).1.inputs[1].digest, *local["one"].0);
         assert_eq!(step(2).1.inputs[1].digest, *local["two"].0);
-        assert!(divided.metadata[&step(2).0].ignore_cache, "what is said of a step goes with it");
+        assert_eq!(divided.metadata[&step(2).0], b"said", "what is said of a step goes with it");
         assert_eq!(step(1).1.inputs[0].digest, step(2).0, "the last one is the result");
     }
 

@@ -4,10 +4,12 @@
 
 use std::collections::HashMap;
 
-use bollard_buildkit_proto::{moby::buildkit::v1::CacheOptionsEntry, pb::Definition};
+use bollard_buildkit_proto::moby::buildkit::v1::CacheOptionsEntry;
 use http::uri::PathAndQuery;
 use tonic::{Request, Status, client::Grpc, metadata::AsciiMetadataValue, transport::Channel};
 use tonic_prost::ProstCodec;
+
+use super::llb::Definition;
 
 /// `client/buildid/metadata.go`.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";

@@ -7,6 +7,7 @@
 
 mod division;
 mod gateway;
+mod llb;
 
 use std::{
     collections::{BTreeMap, HashMap},
