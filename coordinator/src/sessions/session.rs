@@ -2,6 +2,9 @@
 //!
 //! Started by [`super::service`]. Invariants: what the worker says here counts only while this is its latest session, and
 //! orders that were meant for an earlier one never come here; [`SessionId`] tells them apart.
+//!
+//! A session's future has room, for as long as it lives, for whatever it may ever wait for. What it waits for only now and
+//! then is boxed meanwhile, so that ten thousand idle sessions are small.
 
 use std::{
     sync::Arc,
@@ -57,7 +60,7 @@ pub(super) async fn run(
     outgoing: Outgoing,
 ) {
     let trail = farm.trail.clone();
-    let refused = match greet(&mut incoming).await {
+    let refused = match Box::pin(greet(&mut incoming)).await {
         Ok((hello, protocol)) => {
             let place = farm.sessions.enter(worker);
             info!(%worker, protocol, replaced = place.replaced, "session opened");
@@ -144,7 +147,7 @@ impl Session {
                         let problem = format!("the session sends more {what} than it may; connect again");
                         return Refused::new(Reason::Overloaded, problem);
                     }
-                    if let Err(refused) = self.take(message).await {
+                    if let Err(refused) = Box::pin(self.take(message)).await {
                         return refused;
                     }
                 }
@@ -230,7 +233,7 @@ impl Session {
                     if self.send(Down::Welcome(self.welcome(&attempts)), outgoing).await.is_err() {
                         return closed();
                     }
-                    slots = self.operator_slots().await;
+                    slots = Box::pin(self.operator_slots()).await;
                     (slots != 0).then_some(Down::Settings(v1::Settings { slots }))
                 }
                 Order::Settings { slots: set } if welcomed && set != slots => {
@@ -238,7 +241,7 @@ impl Session {
                     Some(Down::Settings(v1::Settings { slots }))
                 }
                 Order::Adopted { .. } | Order::Settings { .. } => None,
-                Order::Assign(dispatch) if welcomed => self.assignment(*dispatch).await.map(Down::Assignment),
+                Order::Assign(dispatch) if welcomed => Box::pin(self.assignment(*dispatch)).await.map(Down::Assignment),
                 Order::Cancel { attempt, reason } if welcomed => {
                     Some(Down::Cancel(v1::CancelAttempt { attempt_id: attempt.to_string(), reason }))
                 }
@@ -255,8 +258,9 @@ impl Session {
         stopping()
     }
 
-    async fn send(&self, message: Down, outgoing: &Outgoing) -> Result<(), ()> {
-        outgoing.send(Box::new(Ok(v1::CoordinatorMessage { message: Some(message) }))).await.map_err(|_| ())
+    fn send(&self, message: Down, outgoing: &Outgoing) -> impl Future<Output = Result<(), ()>> {
+        let message = Box::new(Ok(v1::CoordinatorMessage { message: Some(message) }));
+        async move { outgoing.send(message).await.map_err(|_| ()) }
     }
 
     /// What an operator set; 0: nothing.
