@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering;
 
-use super::ChunkId;
+use super::{ChunkId, wire::put_entry};
 use crate::limits;
 
 /// One path of a context.
@@ -46,6 +46,11 @@ impl Entry {
             EntryKind::File(chunks) => chunks.iter().map(|chunk| u64::from(chunk.len)).sum(),
             EntryKind::Directory | EntryKind::Symlink(_) | EntryKind::HardLink(_) => 0,
         }
+    }
+
+    /// Appends the entry as a manifest that begins with it has it: one encoding for each entry, none the beginning of another.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_entry(out, "", self);
     }
 
     #[must_use]

@@ -104,18 +104,16 @@ impl Scheduler {
     /// Hands the legs to the publisher; again after a restart, under the same number.
     pub(crate) fn publish(&mut self, at: BuildIx) {
         let build = &self.builds[at];
-        let done = build.tasks.iter().filter_map(|task| {
+        let legs = build.tasks.iter().filter_map(|task| {
             let record = &self.tasks[*task].record;
             let (TaskState::Succeeded { image }, Some(attempt)) = (&record.state, &record.attempt) else { return None };
             Some(Leg { platform: record.platform.clone(), image: Arc::clone(image), grade: attempt.grade })
         });
-        let mut legs = Vec::with_capacity(build.tasks.len());
-        legs.extend(done);
         let job = PublishJob {
             build: build.record.id,
             publish: build.record.publishes,
             spec: build.record.spec.clone(),
-            legs,
+            legs: legs.collect(),
             earlier: build.record.published.clone(),
         };
         self.act(Effect::Publish(Box::new(job)));

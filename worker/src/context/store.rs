@@ -208,17 +208,11 @@ impl ContextStore {
         Ok(())
     }
 
-    /// The chunks that somebody waits for, or that were fetched before; the flights of the others are over.
-    fn asked_again(&self, fetched: Vec<(ChunkId, Bytes)>) -> Vec<(ChunkId, Bytes)> {
-        let (mut flights, mut once) = (self.flights(), self.once.lock().unwrap_or_else(PoisonError::into_inner));
-        let is_asked_again = |(id, _): &(ChunkId, Bytes)| {
-            let again = !once.note(*id) || flights.get(id).is_some_and(|flight| flight.awaited);
-            if !again {
-                flights.remove(id);
-            }
-            again
-        };
-        fetched.into_iter().filter(is_asked_again).collect()
+    /// The chunks that somebody waits for, or that were fetched before.
+    fn asked_again(&self, mut fetched: Vec<(ChunkId, Bytes)>) -> Vec<(ChunkId, Bytes)> {
+        let (flights, mut once) = (self.flights(), self.once.lock().unwrap_or_else(PoisonError::into_inner));
+        fetched.retain(|(id, _)| !once.note(*id) || flights.get(id).is_some_and(|flight| flight.awaited));
+        fetched
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<ChunkId, Landing>> {
@@ -296,6 +290,21 @@ mod tests {
             assert_eq!(store.cache.contains(chunks[0].id), fetched == 100);
         }
         assert!(store.flights().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_chunk_that_is_not_kept_has_one_flight_until_it_lands() {
+        let directory = tempfile::tempdir().expect("dir");
+        let (source, chunks) = source(1);
+        let store = store(directory.path()).await;
+        let first = store.claim(chunks.clone());
+        let fetched = store.fetch(&source, chunks.clone()).await.expect("fetched");
+        assert!(store.asked_again(fetched).is_empty());
+        let second = store.claim(chunks.clone());
+        assert!(second.ours.is_empty(), "a second flight would end with the first one");
+        drop(first);
+        assert!(second.others[0].is_cancelled());
+        assert_eq!(store.claim(chunks).ours.len(), 1);
     }
 
     /// Gives nothing before it is opened.

@@ -23,8 +23,8 @@ use super::{
     progress::Reporter,
 };
 
-/// One message of the engine: a status with many long lines, a response with provenance.
-const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// One message of the engine: a status with many long lines, a response with provenance, a definition with its Dockerfile.
+pub const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// A solve that reported something says its last words at once; one that failed before it began never will.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 const FIRST_WORDS: Duration = Duration::from_millis(200);
@@ -57,8 +57,8 @@ pub async fn solve(
     // In a block of its own: when it is left, the call is dropped.
     let answer = {
         let mut solve = match dividable {
-            Some(dividable) => divided::solve(channel, request, dividable).boxed(),
-            None => undivided(control, request).boxed(),
+            Some(dividable) => divided::solve(channel, request, dividable, |request| exports(control, request)).boxed(),
+            None => exports(control, request).boxed(),
         };
         loop {
             tokio::select! {
@@ -81,7 +81,8 @@ pub async fn solve(
     }
 }
 
-async fn undivided(
+/// Has the engine carry a request out.
+async fn exports(
     mut control: ControlClient<Channel>,
     request: SolveRequest,
 ) -> Result<HashMap<String, String>, Status> {

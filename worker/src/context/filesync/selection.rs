@@ -69,22 +69,13 @@ impl Selected {
         let mut text = Vec::new();
         for index in &self.entries {
             let entry = &manifest.entries()[*index as usize];
-            text.extend_from_slice(entry.path.as_bytes());
-            text.push(0);
-            text.extend_from_slice(&entry.mode.to_le_bytes());
-            text.extend_from_slice(&entry.mtime_ns.to_le_bytes());
-            let (kind, target): (u8, &str) = match &entry.kind {
-                EntryKind::Directory => (0, ""),
-                EntryKind::File(_) => (1, ""),
-                EntryKind::Symlink(target) => (2, target),
-                EntryKind::HardLink(target) => (3, target),
-            };
-            text.push(kind);
-            text.extend_from_slice(target.as_bytes());
-            text.push(0);
-            let chunks = contents(manifest, entry).unwrap_or_default();
-            text.extend_from_slice(&(chunks.len() as u64).to_le_bytes());
-            chunks.iter().for_each(|chunk| text.extend_from_slice(chunk.id.as_bytes()));
+            entry.encode(&mut text);
+            if let EntryKind::HardLink(_) = &entry.kind {
+                // What it means may not have been chosen itself.
+                let chunks = contents(manifest, entry).unwrap_or_default();
+                text.extend_from_slice(&(chunks.len() as u64).to_le_bytes());
+                chunks.iter().for_each(|chunk| text.extend_from_slice(chunk.id.as_bytes()));
+            }
         }
         ChunkId::of(&text)
     }

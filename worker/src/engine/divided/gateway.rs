@@ -9,12 +9,10 @@ use http::uri::PathAndQuery;
 use tonic::{Request, Status, client::Grpc, metadata::AsciiMetadataValue, transport::Channel};
 use tonic_prost::ProstCodec;
 
-use super::llb::Definition;
+use super::{super::solve::MESSAGE_BYTES, llb::Definition};
 
 /// `client/buildid/metadata.go`.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
-/// One message: a definition carries the Dockerfile and the frontend's steps.
-const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Question {

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use bollard_buildkit_proto::moby::buildkit::v1::{SolveRequest, control_client::ControlClient};
+use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, SolveRequest};
 use futures_util::future::try_join_all;
 use tonic::{Status, transport::Channel};
 
@@ -38,29 +38,32 @@ pub struct Dividable {
     pub shared_key: String,
 }
 
-/// As `Control.Solve` answers it.
-pub async fn solve(
+/// What `exports` answers for the same request without a frontend, which runs here in the meantime.
+pub async fn solve<A>(
     channel: Channel,
     request: SolveRequest,
     dividable: &Dividable,
-) -> Result<HashMap<String, String>, Status> {
-    let mut gateway = Gateway::new(channel.clone(), &request.r#ref)?;
+    exports: impl FnOnce(SolveRequest) -> A,
+) -> Result<HashMap<String, String>, Status>
+where
+    A: Future<Output = Result<HashMap<String, String>, Status>>,
+{
+    let mut gateway = Gateway::new(channel, &request.r#ref)?;
     let question = Question {
         frontend: request.frontend,
         frontend_opt: request.frontend_attrs,
-        cache_imports: request.cache.clone().unwrap_or_default().imports,
+        cache_imports: request.cache.as_ref().map(|CacheOptions { imports, .. }| imports.clone()).unwrap_or_default(),
         ..Question::default()
     };
     let request = SolveRequest { frontend: String::new(), frontend_attrs: HashMap::new(), ..request };
-    let mut control = ControlClient::new(channel);
-    let mut answer = Box::pin(control.solve(request));
+    let mut answer = Box::pin(exports(request));
     let steps = Box::pin(run_frontend(&mut gateway, question, dividable));
     let _leases = tokio::select! {
         biased;
         leases = steps => leases?,
-        early = &mut answer => return early.map(|response| response.into_inner().exporter_response),
+        early = &mut answer => return early,
     };
-    answer.await.map(|response| response.into_inner().exporter_response)
+    answer.await
 }
 
 /// Gives the engine the frontend's result; the parts' sessions must be held until the build is over.
