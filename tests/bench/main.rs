@@ -140,7 +140,7 @@ fn large_context(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let (mut first, mut unchanged, mut changed) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..runs.min(3) {
+    for round in 0..runs.min(4) {
         println!("large context, round {}", round + 1);
         // Kiln's engines know a context by its image, buildx's by its folder: both begin with nothing.
         let (a, b) = (tag(&format!("context-kiln-{round}")), tag(&format!("context-buildx-{round}")));

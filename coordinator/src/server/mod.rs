@@ -24,6 +24,8 @@ const HEADER_BYTES: u32 = 32 * 1024;
 /// HTTP/2 flow control: enough for one large message on its way, per stream and per connection.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Chunks of a context come in one frame each, where the protocol's own 16 KiB would cut most of them.
+const FRAME_BYTES: u32 = 64 * 1024;
 
 /// Everything that answers a call.
 pub struct Services {
@@ -57,6 +59,7 @@ pub fn serve(
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES)
         .http2_max_header_list_size(HEADER_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use kiln_common::limits;
 use kiln_proto::v1::{LogAck, LogBatch};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
@@ -48,12 +51,13 @@ async fn ship_over_one_connection(log: &AttemptLog, link: &Link) -> Result<(), S
     let bulk = link.bulk().await;
     let mut acks = bulk.client().logs(ReceiverStream::new(requests)).await?.into_inner();
     while !log.is_durable() {
-        let pending = log.pending(sender.cursor);
+        let permit = async {
+            sender.due().await;
+            batches.reserve().await
+        };
         tokio::select! {
             ack = acks.message() => sender.acknowledged(ack?)?,
-            () = log.written.notified(), if pending == Pending::Nothing => {}
-            () = tokio::time::sleep_until(sender.not_before), if sender.waits(pending) => {}
-            permit = batches.reserve(), if sender.goes(pending) => {
+            permit = permit => {
                 let permit = permit.map_err(|_| Status::unavailable("the log's stream ended"))?;
                 if let Some(batch) = sender.next() {
                     permit.send(batch);
@@ -74,12 +78,18 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    fn waits(&self, pending: Pending) -> bool {
-        pending == Pending::Some && Instant::now() < self.not_before
-    }
-
-    fn goes(&self, pending: Pending) -> bool {
-        pending != Pending::Nothing && !self.waits(pending)
+    /// Waits for a message that is full, or the log's last, or has waited long enough, or for the end of all.
+    async fn due(&self) {
+        loop {
+            let written = self.log.written.notified();
+            match self.log.pending(self.cursor) {
+                Pending::Full => return,
+                Pending::Nothing if self.log.is_durable() => return,
+                Pending::Nothing => written.await,
+                Pending::Some if timeout_at(self.not_before, written).await.is_err() => return,
+                Pending::Some => {}
+            }
+        }
     }
 
     fn next(&mut self) -> Option<LogBatch> {
@@ -108,4 +118,62 @@ const fn is_final(code: Code) -> bool {
             | Code::OutOfRange
             | Code::Unimplemented
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use kiln_common::AttemptId;
+    use kiln_proto::v1::{LogLine, ProgressEntry, progress_entry::Event};
+
+    use super::{
+        super::{Mask, SpoolDir},
+        *,
+    };
+
+    fn log(folder: &tempfile::TempDir) -> AttemptLog {
+        let spools = SpoolDir::open(folder.path(), limits::LOG_SPOOL_BYTES).expect("a folder for spools");
+        AttemptLog::new(AttemptId::generate(), Mask::default(), &spools)
+    }
+
+    fn line() -> ProgressEntry {
+        ProgressEntry { time: None, event: Some(Event::Line(LogLine { text: b"line".to_vec(), ..LogLine::default() })) }
+    }
+
+    /// One that would wait for an hour.
+    fn sender(log: &AttemptLog) -> Sender<'_> {
+        Sender { log, cursor: 0, not_before: Instant::now() + Duration::from_secs(3600) }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_not_full_waits_for_more() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = log(&folder);
+        log.append(line());
+        let mut sender = sender(&log);
+        assert!(sender.due().now_or_never().is_none());
+        sender.not_before = Instant::now();
+        sender.due().await;
+    }
+
+    #[tokio::test]
+    async fn the_last_message_waits_for_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = log(&folder);
+        log.append(line());
+        let sender = sender(&log);
+        tokio::join!(sender.due(), async { log.close() });
+        assert_eq!(log.pending(0), Pending::Full);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_ends_with_nothing_to_send_ends_the_wait() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = log(&folder);
+        let sender = sender(&log);
+        tokio::join!(sender.due(), async { log.close() });
+        assert!(log.is_durable());
+    }
 }
