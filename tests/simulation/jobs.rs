@@ -60,6 +60,7 @@ impl World {
             0..5 => AttemptOutcome::BuildFailed { message: "RUN make: exit code 2".into() },
             5..20 if !calm => AttemptOutcome::InfrastructureFailed { message: "the engine does not answer".into() },
             20..22 if !calm => AttemptOutcome::Cancelled,
+            22..26 if !calm => AttemptOutcome::RegistryFailed { message: "the registry does not answer".into() },
             _ => {
                 let image = image(self.images);
                 self.made.insert(image.digest.clone(), job.made.clone());

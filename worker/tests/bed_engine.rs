@@ -376,7 +376,7 @@ async fn a_registry_that_does_not_answer_is_not_the_user_s_failure() {
     for (name, engine) in engines().await {
         let job = job(spec("127.0.0.1:9/engine/none"), "FROM busybox\nRUN true\n", &[]).await;
         match build(&engine, job).await.0 {
-            Err(BuildError::Infrastructure(message)) => assert!(message.contains("127.0.0.1:9"), "{name}: {message}"),
+            Err(BuildError::Registry(message)) => assert!(message.contains("127.0.0.1:9"), "{name}: {message}"),
             outcome => panic!("{name}: {outcome:?}"),
         }
     }

@@ -31,6 +31,7 @@ impl Scheduler {
             AttemptOutcome::Succeeded { .. }
             | AttemptOutcome::BuildFailed { .. }
             | AttemptOutcome::InfrastructureFailed { .. }
+            | AttemptOutcome::RegistryFailed { .. }
             | AttemptOutcome::Cancelled => {
                 if current.is_some() || self.mutation != Mutation::ForgetAcknowledge {
                     self.act(Effect::AcknowledgeReport { worker, attempt });
@@ -87,7 +88,7 @@ impl Scheduler {
         self.release(at);
         let was_canary = self.farm.workers[worker].canary.take_if(|canary| *canary == attempt).is_some();
         match &outcome {
-            AttemptOutcome::Started | AttemptOutcome::Cancelled => {}
+            AttemptOutcome::Started | AttemptOutcome::RegistryFailed { .. } | AttemptOutcome::Cancelled => {}
             AttemptOutcome::Succeeded { .. } => {
                 self.farm_did_well(worker, was_canary);
                 self.learn(at, worker);
@@ -114,7 +115,9 @@ impl Scheduler {
             AttemptOutcome::BuildFailed { message } => {
                 self.end_task(at, TaskState::Failed { message: message.clone() });
             }
-            AttemptOutcome::InfrastructureFailed { message } => self.try_again(at, worker, message.clone(), true),
+            AttemptOutcome::InfrastructureFailed { message } | AttemptOutcome::RegistryFailed { message } => {
+                self.try_again(at, worker, message.clone(), true);
+            }
             // Nobody here asked for it: the worker itself was stopped.
             AttemptOutcome::Cancelled => {
                 let message = format!("worker `{}` stopped the attempt", self.farm.workers[worker].name);

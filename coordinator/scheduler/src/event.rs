@@ -67,6 +67,11 @@ pub enum AttemptOutcome {
     InfrastructureFailed {
         message: String,
     },
+    /// A registry's failure: tried again, elsewhere if possible, and not held against the worker. A user who mistypes a
+    /// registry's name quarantines nobody.
+    RegistryFailed {
+        message: String,
+    },
     Cancelled,
 }
 

@@ -246,6 +246,10 @@ pub(crate) fn succeeded() -> AttemptOutcome {
     AttemptOutcome::Succeeded { image: image(1).into() }
 }
 
+pub(crate) fn unpushed() -> AttemptOutcome {
+    AttemptOutcome::RegistryFailed { message: "the registry does not answer".into() }
+}
+
 pub(crate) fn broken() -> AttemptOutcome {
     AttemptOutcome::InfrastructureFailed { message: "the engine does not answer".into() }
 }

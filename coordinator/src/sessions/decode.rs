@@ -97,6 +97,7 @@ fn outcome(wire: Option<v1::attempt_report::Outcome>) -> Result<AttemptOutcome, 
             let message = cut(failed.message, MESSAGE_BYTES);
             match kind {
                 v1::FailureKind::Build => AttemptOutcome::BuildFailed { message },
+                v1::FailureKind::Registry => AttemptOutcome::RegistryFailed { message },
                 v1::FailureKind::Infrastructure | v1::FailureKind::Unspecified => {
                     AttemptOutcome::InfrastructureFailed { message }
                 }

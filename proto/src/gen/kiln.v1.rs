@@ -4898,8 +4898,10 @@ pub enum FailureKind {
     Unspecified = 0,
     /// The user's own: a RUN that exits non-zero, a bad Dockerfile, a refused push. Final at once.
     Build = 1,
-    /// The farm's: an engine or a registry that does not answer, a full disk. Tried again elsewhere.
+    /// The farm's: an engine that does not answer, a full disk. Tried again elsewhere.
     Infrastructure = 2,
+    /// A registry's, which does not answer or is broken. Tried again elsewhere, and not held against the worker.
+    Registry = 3,
 }
 impl FailureKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -4911,6 +4913,7 @@ impl FailureKind {
             Self::Unspecified => "FAILURE_KIND_UNSPECIFIED",
             Self::Build => "FAILURE_KIND_BUILD",
             Self::Infrastructure => "FAILURE_KIND_INFRASTRUCTURE",
+            Self::Registry => "FAILURE_KIND_REGISTRY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -4919,6 +4922,7 @@ impl FailureKind {
             "FAILURE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "FAILURE_KIND_BUILD" => Some(Self::Build),
             "FAILURE_KIND_INFRASTRUCTURE" => Some(Self::Infrastructure),
+            "FAILURE_KIND_REGISTRY" => Some(Self::Registry),
             _ => None,
         }
     }

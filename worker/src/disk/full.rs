@@ -31,7 +31,10 @@ pub fn blame(error: BuildError, disk_was_full: bool) -> BuildError {
         BuildError::Build(message) if disk_was_full => {
             BuildError::Infrastructure(format!("the worker's disk was full: {message}"))
         }
-        other @ (BuildError::Build(_) | BuildError::Infrastructure(_) | BuildError::Cancelled) => other,
+        other @ (BuildError::Build(_)
+        | BuildError::Infrastructure(_)
+        | BuildError::Registry(_)
+        | BuildError::Cancelled) => other,
     }
 }
 

@@ -95,9 +95,12 @@ pub enum BuildError {
     /// The user's own: another worker would fail in the same way.
     #[error("{0}")]
     Build(String),
-    /// The engine's, the network's or a registry's: another try may go well.
+    /// The engine's, the machine's or its network's: another try may go well, best elsewhere.
     #[error("{0}")]
     Infrastructure(String),
+    /// A registry's: another try may go well, and the worker is not to blame.
+    #[error("{0}")]
+    Registry(String),
     #[error("the build was cancelled")]
     Cancelled,
 }

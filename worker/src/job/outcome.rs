@@ -46,6 +46,7 @@ impl End {
             }),
             Self::Built(Err(BuildError::Build(message))) => failed(FailureKind::Build, message),
             Self::Built(Err(BuildError::Infrastructure(message))) => failed(FailureKind::Infrastructure, message),
+            Self::Built(Err(BuildError::Registry(message))) => failed(FailureKind::Registry, message),
             Self::Built(Err(BuildError::Cancelled)) | Self::Stopped => match cause {
                 Some(StopCause::Told(_) | StopCause::Orphaned) => Outcome::Cancelled(AttemptCancelled {}),
                 Some(StopCause::Exit) => failed(FailureKind::Infrastructure, "the worker was stopped".to_owned()),

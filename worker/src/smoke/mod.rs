@@ -93,7 +93,7 @@ fn explain(error: BuildError, command: &str) -> BuildError {
         BuildError::Infrastructure(message) if message.contains("exec format error") => {
             BuildError::Build(format!("the smoke run `{command}` failed: {message}"))
         }
-        error @ (BuildError::Infrastructure(_) | BuildError::Cancelled) => error,
+        error @ (BuildError::Infrastructure(_) | BuildError::Registry(_) | BuildError::Cancelled) => error,
     }
 }
 

@@ -123,6 +123,35 @@ fn a_task_that_its_only_worker_is_quarantined_for_fails_and_does_not_wait_for_ev
 }
 
 #[test]
+fn a_registry_that_does_not_answer_is_not_held_against_the_worker() {
+    let mut farm = Farm::new();
+    farm.connect(1, native(AMD64, 1)).submit(1, spec(&[AMD64]));
+    for _ in 0..4 {
+        let dispatch = farm.last_dispatch();
+        farm.report(&dispatch, unpushed()).pass(Duration::from_secs(30));
+    }
+    let BuildState::Failed { message } = farm.state(1) else { panic!("{:?}", farm.state(1)) };
+    assert_eq!(message, "linux/amd64: the registry does not answer (tried 4 times)");
+    let before = farm.dispatches.len();
+    farm.submit(2, spec(&[AMD64]));
+    assert_eq!(farm.dispatches.len(), before + 1, "the next build waits for nothing");
+}
+
+#[test]
+fn a_canary_that_no_registry_takes_says_nothing_of_the_worker() {
+    let mut farm = quarantined();
+    farm.submit(7, spec(&[AMD64])).pass(Duration::from_secs(300));
+    let canary = farm.last_dispatch();
+    farm.report(&canary, unpushed());
+    farm.event(Event::Cancel { build: build(7), reason: String::new() });
+    farm.submit(8, spec(&[AMD64]));
+    let next = farm.last_dispatch();
+    assert_ne!(next.attempt, canary.attempt, "another canary goes at once");
+    farm.report(&next, succeeded());
+    assert_eq!(farm.scheduler.worker(worker(1)).expect("known").state, WorkerState::Ready);
+}
+
+#[test]
 fn a_task_waits_for_another_worker_that_could_take_it() {
     let mut farm = Farm::new();
     farm.connect(1, native(AMD64, 1)).connect(2, native(AMD64, 1)).submit(1, spec(&[AMD64]));

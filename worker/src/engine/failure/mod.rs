@@ -11,9 +11,21 @@ use super::job::BuildError;
 use details::Details;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whose {
+pub enum Whose {
     User,
     Farm,
+    Registry,
+}
+
+impl Whose {
+    #[must_use]
+    pub fn error(self, message: String) -> BuildError {
+        match self {
+            Self::User => BuildError::Build(message),
+            Self::Farm => BuildError::Infrastructure(message),
+            Self::Registry => BuildError::Registry(message),
+        }
+    }
 }
 
 /// The first row whose text is in the message decides. What only a user's own step can cause comes first, because
@@ -28,28 +40,28 @@ const CLASSES: [(&str, Whose); 50] = [
     ("input/output error", Whose::Farm),
     ("read-only file system", Whose::Farm),
     ("too many open files", Whose::Farm),
-    ("connection refused", Whose::Farm),
-    ("connection reset", Whose::Farm),
-    ("broken pipe", Whose::Farm),
-    ("i/o timeout", Whose::Farm),
-    ("timeout exceeded", Whose::Farm),
-    ("deadline exceeded", Whose::Farm),
-    ("handshake timeout", Whose::Farm),
-    ("no such host", Whose::Farm),
-    ("temporary failure in name resolution", Whose::Farm),
-    ("server misbehaving", Whose::Farm),
-    ("network is unreachable", Whose::Farm),
-    ("no route to host", Whose::Farm),
-    ("unexpected eof", Whose::Farm),
+    ("connection refused", Whose::Registry),
+    ("connection reset", Whose::Registry),
+    ("broken pipe", Whose::Registry),
+    ("i/o timeout", Whose::Registry),
+    ("timeout exceeded", Whose::Registry),
+    ("deadline exceeded", Whose::Registry),
+    ("handshake timeout", Whose::Registry),
+    ("no such host", Whose::Registry),
+    ("temporary failure in name resolution", Whose::Registry),
+    ("server misbehaving", Whose::Registry),
+    ("network is unreachable", Whose::Registry),
+    ("no route to host", Whose::Registry),
+    ("unexpected eof", Whose::Registry),
     ("transport is closing", Whose::Farm),
     ("no active session", Whose::Farm),
     ("context canceled", Whose::Farm),
-    ("toomanyrequests", Whose::Farm),
-    ("too many requests", Whose::Farm),
-    ("500 internal server error", Whose::Farm),
-    ("502 bad gateway", Whose::Farm),
-    ("503 service unavailable", Whose::Farm),
-    ("504 gateway", Whose::Farm),
+    ("toomanyrequests", Whose::Registry),
+    ("too many requests", Whose::Registry),
+    ("500 internal server error", Whose::Registry),
+    ("502 bad gateway", Whose::Registry),
+    ("503 service unavailable", Whose::Registry),
+    ("504 gateway", Whose::Registry),
     ("failed to lease content", Whose::Farm),
     ("failed to fetch anonymous token", Whose::User),
     ("denied", Whose::User),
@@ -71,6 +83,20 @@ const CLASSES: [(&str, Whose); 50] = [
     ("should not be", Whose::User),
 ];
 
+/// What is only said of requests to a registry. Without one of these, what is a registry's by the table above is the farm's:
+/// the engine's own socket refuses in the same words.
+const REGISTRY: [&str; 6] = [
+    "/v2/",
+    "failed to push",
+    "failed to do request",
+    "failed to authorize",
+    "failed to resolve source",
+    "load metadata for",
+];
+
+/// What to do where a registry does not answer.
+pub const UNREACHABLE: &str = "check its name, that it runs, and that the worker reaches it";
+
 /// Wrappers that say nothing to people.
 const PREFIXES: [&str; 4] = [
     "failed to solve: ",
@@ -88,10 +114,12 @@ pub fn of_solve(status: &Status, step: Option<&str>) -> BuildError {
         (false, Some(step)) if !message.contains(step) => format!("{step}: {message}"),
         (true | false, _) => details.explain(message),
     };
-    match whose(status, &details) {
-        Whose::User => BuildError::Build(with_remedy(message)),
-        Whose::Farm => BuildError::Infrastructure(message),
-    }
+    let whose = whose(status, &details);
+    whose.error(match whose {
+        Whose::User => with_remedy(message),
+        Whose::Registry => format!("{message}; {UNREACHABLE}"),
+        Whose::Farm => message,
+    })
 }
 
 /// A registry that wants a login says so in many words, and never what to do.
@@ -132,7 +160,10 @@ fn whose(status: &Status, details: &Details) -> Whose {
     let message = status.message().to_ascii_lowercase();
     let known = CLASSES.iter().find(|(text, _)| message.contains(text)).map(|(_, whose)| *whose);
     // What points at a line of the Dockerfile is about that line.
-    known.unwrap_or(if details.has_source() { Whose::User } else { Whose::Farm })
+    match known.unwrap_or(if details.has_source() { Whose::User } else { Whose::Registry }) {
+        Whose::Registry if !REGISTRY.iter().any(|text| message.contains(text)) => Whose::Farm,
+        whose => whose,
+    }
 }
 
 #[cfg(test)]

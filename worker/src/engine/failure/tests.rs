@@ -29,7 +29,7 @@ fn is_users(status: &Status) -> bool {
 }
 
 #[test]
-fn the_user_s_failures_are_told_from_the_farm_s() {
+fn the_failures_of_users_of_registries_and_of_the_farm_are_told_apart() {
     for message in [
         "failed to solve: process \"/bin/sh -c curl x || exit 3\" did not complete successfully: exit code: 3",
         "executor failed running [/bin/sh -c echo no space left on device; false]: exit code: 1",
@@ -45,16 +45,24 @@ fn the_user_s_failures_are_told_from_the_farm_s() {
         assert!(is_users(&unknown(message)), "{message}");
     }
     for message in [
-        "write /var/lib/docker/x: no space left on device",
         "failed to do request: Head \"https://r.example/v2/a/manifests/x\": dial tcp 10.0.0.1:443: connect: connection refused",
-        "dial tcp: lookup registry-1.docker.io: no such host",
-        "unexpected status: 503 Service Unavailable",
+        "failed to push r.example/a: dial tcp: lookup r.example: no such host",
         "unexpected status from PUT request to http://r/v2/x: 429 Too Many Requests",
+        "failed to push r.example/a: something that nobody has seen yet",
+    ] {
+        let error = of_solve(&unknown(message), None);
+        assert!(matches!(&error, BuildError::Registry(told) if told.contains("that it runs")), "{message}: {error:?}");
+    }
+    for message in [
+        "write /var/lib/docker/x: no space left on device",
+        "failed to push r.example/a: write /var/lib/containerd/x: no space left on device",
+        "dial unix /run/buildkit/buildkitd.sock: connect: connection refused",
         "net/http: TLS handshake timeout",
         "no active session for x: context deadline exceeded",
         "something that nobody has seen yet",
     ] {
-        assert!(!is_users(&unknown(message)), "{message}");
+        let error = of_solve(&unknown(message), None);
+        assert!(matches!(error, BuildError::Infrastructure(_)), "{message}: {error:?}");
     }
     assert!(!is_users(&Status::unavailable("not found")), "the code goes before the words");
 }

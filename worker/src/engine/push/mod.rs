@@ -151,7 +151,7 @@ impl ClassicPush {
 
 impl From<Failure> for BuildError {
     fn from(failure: Failure) -> Self {
-        if failure.is_users { Self::Build(failure.message) } else { Self::Infrastructure(failure.message) }
+        failure.whose.error(failure.message)
     }
 }
 

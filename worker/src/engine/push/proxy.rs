@@ -21,6 +21,7 @@ use kiln_common::{
 };
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
+use crate::engine::failure::Whose;
 use super::{
     manifest::{self, Manifest},
     route::{self, Reference, Route},
@@ -116,7 +117,7 @@ impl Proxy {
             },
         };
         handled.unwrap_or_else(|failure| {
-            let status = if failure.is_users { StatusCode::FORBIDDEN } else { StatusCode::BAD_GATEWAY };
+            let status = if failure.whose == Whose::User { StatusCode::FORBIDDEN } else { StatusCode::BAD_GATEWAY };
             let response = refusal(status, &failure.message);
             self.with_state(|state| state.failure = Some(failure));
             response
@@ -334,7 +335,7 @@ fn refusal(status: StatusCode, message: &str) -> Response<Body> {
 }
 
 fn engine_failure(problem: String) -> Failure {
-    Failure { message: format!("the engine's push is not understood: {problem}"), is_users: false }
+    Failure { message: format!("the engine's push is not understood: {problem}"), whose: Whose::Farm }
 }
 
 /// A listener on a free port that only this machine reaches.

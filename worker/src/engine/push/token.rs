@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::upstream::{Failure, HttpClient, empty, full};
-use crate::engine::job::RegistryCredential;
+use crate::engine::{failure::Whose, job::RegistryCredential};
 
 const ANSWER_BYTES: usize = 256 * 1024;
 /// What the specification names where a service does not say.
@@ -49,7 +49,7 @@ pub async fn fetch(
 ) -> Result<Token, Failure> {
     let farm = |problem: String| Failure {
         message: format!("token service {} cannot be used: {problem}", wanted.realm),
-        is_users: false,
+        whose: Whose::Registry,
     };
     let mut fields = vec![("scope", wanted.scope)];
     fields.extend(wanted.service.map(|service| ("service", service)));
@@ -85,7 +85,7 @@ pub async fn fetch(
                 "token service {} refuses this login with {status}; log in to the registry again",
                 wanted.realm
             ),
-            is_users: true,
+            whose: Whose::User,
         }),
         status => Err(farm(format!("it answers {status}"))),
     }

@@ -26,7 +26,10 @@ use super::{
     tls,
     token::{self, Token},
 };
-use crate::engine::job::RegistryCredential;
+use crate::engine::{
+    failure::{UNREACHABLE, Whose},
+    job::RegistryCredential,
+};
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Body = BoxBody<Bytes, BoxError>;
@@ -42,7 +45,7 @@ const REDIRECTS: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub message: String,
-    pub is_users: bool,
+    pub whose: Whose,
 }
 
 pub struct Upstream {
@@ -224,7 +227,8 @@ impl Upstream {
             self.repository.host(),
             self.repository.name()
         );
-        Failure { message, is_users: status.is_client_error() && !is_busy(status) }
+        let is_users = status.is_client_error() && !is_busy(status);
+        Failure { message, whose: if is_users { Whose::User } else { Whose::Registry } }
     }
 
     async fn request(
@@ -297,7 +301,8 @@ impl Upstream {
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 fn farm(host: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
-    Failure { message: format!("registry {host} cannot be reached: {}", crate::engine::causes(error)), is_users: false }
+    let message = format!("registry {host} cannot be reached: {}; {UNREACHABLE}", crate::engine::causes(error));
+    Failure { message, whose: Whose::Registry }
 }
 
 fn silent() -> io::Error {
