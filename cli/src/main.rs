@@ -1,5 +1,8 @@
 //! `kiln`: the client of a farm, and a farm of one.
 
+// They panic once nobody reads: `output` has what does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod build;
 mod commands;

@@ -117,7 +117,7 @@ pub fn verdict(build: &v1::Build) -> Result<(), Failure> {
 fn tell(mode: Mode, progress: &Progress, dockerfile: &summary::Source) {
     if mode.is_for_people() {
         let now = kiln_common::Timestamp::now();
-        eprint!("{}", summary::render(&progress.model, Some(dockerfile), Paint::for_stderr(), now));
+        output::aside(&summary::render(&progress.model, Some(dockerfile), Paint::for_stderr(), now));
     }
 }
 

@@ -295,7 +295,7 @@ async fn watch(id: &str, mode: Mode, farm: Farm) -> Result<(), Failure> {
         Outcome::Final(build) => (build, false),
     };
     if mode.is_for_people() {
-        eprint!("{}", summary::render(&progress.model, None, Paint::for_stderr(), Timestamp::now()));
+        output::aside(&summary::render(&progress.model, None, Paint::for_stderr(), Timestamp::now()));
     }
     if mode == Mode::Quiet && !build.digest.is_empty() {
         output::write(&format!("{}\n", build.digest))?;

@@ -76,7 +76,7 @@ fn token(login: &Login) -> Result<String, Failure> {
     }
     let failed = |error| Failure::local("cannot read the token from standard input", error);
     let text = if std::io::stdin().is_terminal() {
-        eprint!("token: ");
+        output::aside("token: ");
         console::Term::stderr().read_secure_line().map_err(failed)?
     } else {
         let mut text = String::new();

@@ -93,7 +93,7 @@ async fn create(create: Create, farm: &Farm) -> Result<(), Failure> {
     }
     let token = made.token.as_ref().ok_or_else(|| incomplete_answer("token"))?;
     // The secret alone on standard output, so that it can be piped into a file.
-    eprintln!("token `{}` ({}), shown once:", token.name, role(token.role()));
+    output::aside(&format!("token `{}` ({}), shown once:\n", token.name, role(token.role())));
     output::write(&format!("{}\n", made.secret))
 }
 

@@ -16,7 +16,11 @@ use kiln_common::runtime::{Shutdown, files};
 use kiln_coordinator::{Running, WorkerState};
 use kiln_worker::config::{EngineArgs, EngineConfig};
 
-use crate::{failure::Failure, output::Paint, paths};
+use crate::{
+    failure::Failure,
+    output::{self, Paint},
+    paths,
+};
 
 #[derive(Debug, Args)]
 pub struct Up {
@@ -35,8 +39,7 @@ pub async fn run(mut up: Up) -> Result<(), Failure> {
     let engine = up.engine.config().map_err(Failure::usage)?;
     up.coordinator.check().map_err(|error| Failure::usage(error.to_string()))?;
     if up.coordinator.common.config_check {
-        println!("the configuration is sound");
-        return Ok(());
+        return output::write("the configuration is sound\n");
     }
     up.coordinator.common.init_telemetry().map_err(Failure::usage)?;
     if up.coordinator.common.data_dir.is_none() {

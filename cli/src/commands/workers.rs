@@ -163,7 +163,7 @@ async fn drain(id: String, wait: bool, reason: String, farm: &Farm) -> Result<()
     let request = DrainRequest { id, reason };
     let mut worker = farm.call(async |link| link.farm().drain(request.clone()).await).await?;
     while wait && !is_drained(&worker) {
-        eprintln!("waiting for `{}`: {} of its tasks still run", worker.name, worker.slots_used);
+        output::aside(&format!("waiting for `{}`: {} of its tasks still run\n", worker.name, worker.slots_used));
         worker = next_change(&worker, farm).await?;
     }
     let state = if is_drained(&worker) { "drained" } else { text::worker_state(worker.state()) };
@@ -221,7 +221,8 @@ async fn token(request: CreateJoinTokenRequest, format: Format, farm: &Farm) -> 
     }
     let until = made.expires_at.as_ref().map(|at| text::ahead(timestamp_from_wire(at).since(Timestamp::now())));
     let workers = if request.uses == 1 { "one worker".to_owned() } else { format!("{} workers", request.uses) };
-    eprintln!("joins {workers}, for {}; run this on the board as root:", until.unwrap_or_else(|| "a while".to_owned()));
+    let until = until.unwrap_or_else(|| "a while".to_owned());
+    output::aside(&format!("joins {workers}, for {until}; run this on the board as root:\n"));
     output::write(&format!(
         "umask 077; echo {} > /etc/kiln-join-token && kiln-worker --coordinator {} --join-token-file /etc/kiln-join-token\n",
         made.token, made.coordinator

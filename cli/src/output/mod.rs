@@ -45,6 +45,12 @@ pub fn print(format: Format, message: &impl Document, table: impl FnOnce(Paint) 
     }
 }
 
+/// Writes to standard error what stands beside the result. Whoever does not read it any more (`2>&1 | head`) misses nothing
+/// that another way would tell, so that a failure is none of the command's.
+pub fn aside(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// Writes to standard output; a reader that went away (`| head`) is no error.
 ///
 /// # Errors

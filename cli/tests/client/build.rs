@@ -100,6 +100,22 @@ async fn a_build_sends_what_the_flags_say_and_tells_how_it_went() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_goes_on_when_nobody_reads_its_progress_any_more() {
+    let fake = Fake::start().await;
+    let kiln = Kiln::of(&fake, TOKEN);
+    let context = kiln.context(DOCKERFILE);
+    fake.state().log = log(vec![vertex(false, ""), line("compiling"), vertex(true, "")]);
+    fake.become_(build(BuildState::Succeeded));
+    let mut command = kiln.command(&["build", "-t", "r.example/app:1", "--progress=plain", &context]);
+    let code = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().unwrap();
+        drop(child.stderr.take());
+        child.wait().unwrap().code()
+    });
+    assert_eq!(code.await.unwrap(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn quiet_prints_the_digest_alone_and_detach_the_id() {
     let fake = Fake::start().await;
     let kiln = Kiln::of(&fake, TOKEN);

@@ -160,10 +160,9 @@ fn whose(status: &Status, details: &Details) -> Whose {
     let message = status.message().to_ascii_lowercase();
     let known = CLASSES.iter().find(|(text, _)| message.contains(text)).map(|(_, whose)| *whose);
     // What points at a line of the Dockerfile is about that line.
-    match known.unwrap_or(if details.has_source() { Whose::User } else { Whose::Registry }) {
-        Whose::Registry if !REGISTRY.iter().any(|text| message.contains(text)) => Whose::Farm,
-        whose => whose,
-    }
+    let whose = known.unwrap_or(if details.has_source() { Whose::User } else { Whose::Registry });
+    let names_a_registry = REGISTRY.iter().any(|text| message.contains(text));
+    if whose == Whose::Registry && !names_a_registry { Whose::Farm } else { whose }
 }
 
 #[cfg(test)]

@@ -21,12 +21,12 @@ use kiln_common::{
 };
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
-use crate::engine::failure::Whose;
 use super::{
     manifest::{self, Manifest},
     route::{self, Reference, Route},
     upstream::{Body, Failure, Upstream, empty, full},
 };
+use crate::engine::failure::Whose;
 
 /// Uploads that are open at once: the layers of an image, and retries of them.
 const UPLOADS: usize = 1024;
